@@ -1,0 +1,251 @@
+"""One cell computed: the backdoored model from the cache or by training, the defense, the final evaluation."""
+
+import hashlib
+import json
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from purifier_core import data
+from purifier_core.attacks import TRIGGERS, asr_set, poison
+from purifier_core.config import GRANULARITIES, PAPER_TRAIN_SIZE, PROFILES, TARGET_CLASS, Cell, Recipe, integer
+from purifier_core.defenses import Defended
+from purifier_core.defenses.anp import anp
+from purifier_core.defenses.fine_pruning import fine_pruning
+from purifier_core.defenses.finetuning import finetuning
+from purifier_core.defenses.mcr import mcr
+from purifier_core.defenses.nad import nad
+from purifier_core.models import build
+from purifier_core.purifier import diagnose, purify
+from purifier_core.records import Record, Store, provenance, write_atomically
+from purifier_core.training import NO_AUGMENT, Augment, evaluate, fit, pick_device
+
+
+def derive(seed: int, purpose: str) -> int:
+    """An independent seed for each purpose, so that no two draws of a cell share a stream."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4], "big")
+
+
+class Work:
+    """One dataset on one device, and the backdoored models made from it."""
+
+    def __init__(self, store: Store, profile: str, dataset: str, device: str) -> None:
+        self.store = store
+        self.profile = PROFILES[profile]
+        self.device = pick_device(device)
+        self.split = data.load(dataset, self.profile.data == "embedded", self.device)
+        self._broken: dict[Cell, str] = {}
+        self._model: tuple[Cell, nn.Module, dict[str, Any]] | None = None
+
+    @cached_property
+    def _provenance(self) -> dict[str, Any]:
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        return provenance(name) | {"threads": self.profile.threads or torch.get_num_threads()}
+
+    def compute(self, cell: Cell) -> Record:
+        """Compute one cell; an exception of the computation becomes a failed record."""
+        record = Record(cell, cell.key(), {"fingerprint": self.split.fingerprint, "copy": self.split.copy})
+        started = time.time()
+        try:
+            with _threads(self.profile.threads):
+                model, training = self.backdoored(cell.backdoored())
+                measured = self._measure(cell, model, training)
+        except Exception:
+            return replace(record, error=traceback.format_exc(), provenance=self._provenance)
+        seen = {"started": round(started), "wall_seconds": round(time.time() - started, 2)}
+        return replace(
+            record, **measured, provenance=self._provenance | seen | {"backdoored_model": training["digest"]}
+        )
+
+    def _measure(self, cell: Cell, model: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
+        x, y = self.split.test_images, self.split.test_labels
+        triggered = asr_set(x, y, TRIGGERS[cell.attack], TARGET_CLASS)
+        diagnostics: dict[str, Any] = {}
+        if cell.defense == "none":
+            effort = training["effort"]
+        else:
+            started = time.perf_counter()
+            defended = self._defend(cell, model)
+            model = defended.model
+            effort = asdict(defended.effort)
+            # the whole defense: training, and the choosing of an operating point
+            effort["training_seconds"], effort["seconds"] = effort["seconds"], time.perf_counter() - started
+            diagnostics = dict(defended.diagnostics)
+            if defended.sweep:
+                diagnostics["sweep"] = {
+                    label: evaluate(point, x, y, triggered, TARGET_CLASS) for label, point in defended.sweep.items()
+                }
+            if cell.defense in GRANULARITIES:
+                diagnostics |= _look_inside(model, x, y, triggered)
+        return {
+            **evaluate(model, x, y, triggered, TARGET_CLASS),
+            "acc_images": len(x),
+            "asr_images": len(triggered),
+            "effort": effort,
+            "diagnostics": diagnostics,
+        }
+
+    def _defend(self, cell: Cell, model: nn.Module) -> Defended:
+        profile, name = self.profile, cell.defense
+        x, y = self.split.train_images, self.split.train_labels
+        index = data.clean_indices(len(y), cell.clean_size, PAPER_TRAIN_SIZE[cell.dataset], derive(cell.seed, "clean"))
+        integer("clean images", len(index), 20, len(y), f", but clean_size={cell.clean_size} leaves {len(index)}")
+        index = index.to(y.device)
+        images, labels = x[index], y[index]
+        common: dict[str, Any] = {"augment": self._augment(cell), "seed": derive(cell.seed, "defense")}
+        finetune = _adapt(profile.finetuning, cell)
+        if name in GRANULARITIES:
+            stages = (_adapt(profile.purifier[0], cell), _adapt(profile.purifier[1], cell))
+            purified, effort = purify(
+                model,
+                images,
+                labels,
+                granularity=name,
+                init=cell.switch("init"),
+                stages=stages,
+                bn_frozen_stats=cell.switch("bn_frozen_stats") == "yes",
+                **common,
+            )
+            return Defended(purified, effort)
+        sites: Any = model  # the network names its own sites
+        if name == "finetuning":
+            return finetuning(model, images, labels, recipe=finetune, **common)
+        if name == "fine_pruning":
+            return fine_pruning(
+                model,
+                images,
+                labels,
+                site=sites.last_conv,
+                recipe=_adapt(profile.fine_pruning, cell),
+                select=cell.switch("fp_select"),
+                test=(self.split.test_images, self.split.test_labels),
+                **common,
+            )
+        if name == "mcr":
+            recipe = _adapt(profile.mcr, cell)
+            return mcr(model, images, labels, recipe=recipe, endpoint_recipe=finetune, **common)
+        if name == "nad":
+            return nad(
+                model,
+                images,
+                labels,
+                sites=sites.attention_sites[cell.switch("nad_maps")],
+                recipe=_adapt(profile.nad, cell),
+                teacher_recipe=finetune,
+                result=cell.switch("nad_eval"),
+                **common,
+            )
+        steps = profile.anp_steps if cell.switch("anp_steps") == "profile" else int(cell.switch("anp_steps"))
+        return anp(model, images, labels, recipe=profile.anp, steps=steps, **common)
+
+    def _augment(self, cell: Cell) -> Augment:
+        if cell.switch("defence_aug") == "off":
+            return NO_AUGMENT
+        # digits and signs mean something else mirrored; the release flips them all the same
+        return Augment(flip=cell.switch("flip") == "always" or cell.dataset == "cifar10")
+
+    def backdoored(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
+        """The backdoored model of a "none" cell and what its training cost, from the cache or by training."""
+        if cell in self._broken:
+            raise RuntimeError(f"the backdoored model failed before:\n{self._broken[cell]}")
+        if self._model is None or self._model[0] != cell:
+            try:
+                self._model = (cell, *(self._cached(cell) or self._train(cell)))
+            except Exception as problem:
+                self._broken[cell] = str(problem)
+                raise
+        return self._model[1], self._model[2]
+
+    def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
+        from purifier_core.attacks import TRIGGERS
+
+        images, labels = poison(
+            self.split.train_images,
+            self.split.train_labels,
+            TRIGGERS[cell.attack],
+            cell.poison_ratio,
+            TARGET_CLASS,
+            derive(cell.seed, "poison"),
+        )
+        model = self._blank(cell).train()
+        recipe = _adapt(self.profile.backdoor, cell)
+        effort = fit(
+            model,
+            images,
+            labels,
+            recipe,
+            seed=derive(cell.seed, "backdoor"),
+            augment=self._augment(cell),
+            title=f"backdoored model, seed {cell.seed}",
+        )
+        state = {n: t.detach().contiguous().cpu() for n, t in model.state_dict().items()}
+        notes = {"digest": _tensor_digest(state), "effort": asdict(effort)}
+        write_atomically(self._cache_path(cell), lambda part: save_file(state, part, {"notes": json.dumps(notes)}))
+        return model, notes
+
+    def _cached(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]] | None:
+        path = self._cache_path(cell)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                state = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (not a mapping)
+                notes = json.loads(file.metadata()["notes"])
+            if notes["digest"] != _tensor_digest(state):
+                raise ValueError("the weights do not match their checksum")
+            model = self._blank(cell)
+            model.load_state_dict(state)
+            return model.eval(), notes
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+            warnings.warn(f"{path} is damaged ({problem}); the model is trained again", stacklevel=2)
+            return None
+
+    def _cache_path(self, cell: Cell) -> Path:
+        name = f"{cell.dataset}-{cell.network}-{cell.attack}-{cell.poison_ratio:g}-s{cell.seed}-{cell.profile}"
+        return self.store.models / f"{name}-{cell.key()}-{self.split.fingerprint}.safetensors"
+
+    def _blank(self, cell: Cell) -> nn.Module:
+
+        model = build(cell.network, self.split.num_classes, self.profile.width, derive(cell.seed, "init"))
+        return model.to(self.device).to(memory_format=torch.channels_last)
+
+
+def _look_inside(model: Any, x: torch.Tensor, y: torch.Tensor, triggered: torch.Tensor) -> dict[str, Any]:
+
+    target = torch.full((len(triggered),), TARGET_CLASS, device=x.device)
+    return {"clean": diagnose(model, x, y), "triggered": diagnose(model, triggered, target)}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _adapt(recipe: Recipe, cell: Cell) -> Recipe:
+    if cell.switch("weight_decay") == "dampening":
+        return replace(recipe, weight_decay=0.0, dampening=1e-4)
+    return recipe
+
+
+def _tensor_digest(state: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + str(state[name].dtype).encode() + str(tuple(state[name].shape)).encode())
+        digest.update(state[name].contiguous().flatten().numpy().data)
+    return digest.hexdigest()[:16]

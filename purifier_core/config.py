@@ -1,0 +1,304 @@
+"""What one number of the book is: a `Cell`, the profile that sizes it, and the switches that vary it.
+
+Every value here is small, frozen and checked on construction. Nothing imports torch, so that the
+book and the reports can name cells on a machine that never trains.
+"""
+
+import difflib
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+TARGET_CLASS = 5
+"""The attacker's class in every experiment of the authors' release."""
+
+PAPER_TRAIN_SIZE = {"mnist": 60_000, "cifar10": 50_000, "gtsrb": 39_209}
+"""Training images of each original dataset: the scale on which a clean size is given."""
+
+NETWORKS = ("vgg16",)
+ATTACKS = ("badnets",)
+GRANULARITIES = ("channel", "cube", "feature")
+INITS = ("full", "partial", "random")
+LABELS = {
+    "none": "No Defense",
+    "finetuning": "Finetuning",
+    "fine_pruning": "Fine-pruning",
+    "mcr": "MCR",
+    "nad": "NAD",
+    "anp": "ANP",
+    "channel": "Channel",
+    "cube": "Cube",
+    "feature": "Feature",
+}
+"""Every defense, in the paper's column order, with the paper's name for it."""
+
+RESULT_VERSION = 1
+"""Part of every key. Raise it when a change of code changes the numbers: old records then show as stale."""
+
+
+class ConfigError(ValueError):
+    """A value that cannot be used; the message names it, what is allowed, and the way out."""
+
+
+def one_of(name: str, value: Any, allowed: Any) -> Any:
+    """Return `value` if it is one of `allowed`; otherwise raise a ConfigError that lists them."""
+    choices = list(allowed)
+    if isinstance(value, str) and value in choices:
+        return value
+    close = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{name}={value!r} is not known; allowed: {', '.join(map(str, choices))}.{hint}")
+
+
+def integer(name: str, value: Any, low: int, high: int, example: str = "") -> int:
+    """Return `value` if it is a whole number from `low` to `high`; otherwise raise a ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(
+            f"{name}={value!r} is a {type(value).__name__}; it must be a whole number from {low} to {high}{example}."
+        )
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value!r} is out of range; allowed: {low} to {high}{example}.")
+    return value
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A choice between the method as intended (the first value) and a behaviour of the released code."""
+
+    values: tuple[str, ...]
+    applies: tuple[str, ...]  # the defenses it changes; "backdoor" when it changes the backdoored model too
+    about: str
+
+
+_PURIFIER = GRANULARITIES
+_ALL = tuple(LABELS)
+_CLEAN_DATA = tuple(d for d in LABELS if d != "none")
+
+SWITCHES = {
+    "init": Switch(INITS, _PURIFIER, "what Purifier starts from: the given model, all but the wrapped units, nothing"),
+    "bn_frozen_stats": Switch(("no", "yes"), _PURIFIER, "keep BatchNorm statistics still in stage 1"),
+    "defence_aug": Switch(("on", "off"), _CLEAN_DATA, "augment the clean images in the defense"),
+    "flip": Switch(("dataset", "always"), ("backdoor", *_ALL), "flip digits and signs too, as the release does"),
+    "weight_decay": Switch(
+        ("intended", "dampening"), ("backdoor", *_ALL), "1e-4, or 0 with dampening 1e-4 as the release effectively runs"
+    ),
+    "nad_eval": Switch(("student", "teacher"), ("nad",), "which of NAD's two networks is the result"),
+    "nad_maps": Switch(("pre-pool", "post-pool"), ("nad",), "where NAD's attention maps are taken"),
+    "fp_select": Switch(
+        ("held-out", "test", "fixed"), ("fine_pruning",), "how many channels go: held-out drop, test ACC 91 %, 417/512"
+    ),
+    "anp_steps": Switch(("profile", "16"), ("anp",), "mask updates: the profile's number, or the release's 16"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast SGD goes. One step is one batch; `milestones` are epochs."""
+
+    epochs: int
+    lr: float
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    dampening: float = 0.0
+    tail: bool = False  # MCR's schedule: constant to half, linear down to 1 % at 90 %, then constant
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch (counted from 0)."""
+        if self.tail:
+            progress = epoch / self.epochs
+            return self.lr * min(1.0, max(0.01, 1.0 - 0.99 * (progress - 0.5) / 0.4))
+        return self.lr * self.gamma ** sum(epoch >= m for m in self.milestones)
+
+
+# The released schedules, where the release has one; a profile may shorten them.
+BACKDOOR = Recipe(80, 0.1, milestones=(70,))
+FINETUNING = Recipe(20, 0.01)
+FINE_PRUNING = Recipe(20, 0.01)
+MCR = Recipe(40, 0.01, batch_size=128, tail=True)  # not released: the curve library's schedule
+NAD_STUDENT = Recipe(10, 0.1, milestones=(2, 4, 6, 8), gamma=0.5)
+ANP_MASKS = Recipe(0, 0.2, batch_size=128, weight_decay=0.0)  # as many steps as asked for
+ANP_STEPS = 2000  # ANP's own; the release's loop comes to 16
+PURIFIER_STAGES = (Recipe(20, 0.01), Recipe(20, 0.01))  # the heads alone, then everything
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the experiment. `paper` is the reference; the others shrink only what they name."""
+
+    name: str
+    about: str
+    data: str  # "full" or "embedded" (the digits that a package ships)
+    width: float
+    threads: int | None = None  # CPU threads for one cell; a fixed number makes results equal on any core count
+    backdoor: Recipe = BACKDOOR
+    finetuning: Recipe = FINETUNING
+    fine_pruning: Recipe = FINE_PRUNING
+    mcr: Recipe = MCR
+    nad: Recipe = NAD_STUDENT
+    anp: Recipe = ANP_MASKS
+    anp_steps: int = ANP_STEPS
+    purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
+
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile(
+            "quick",
+            "minutes on two cores: 5,000 digits, width 1/8",
+            "embedded",
+            1 / 8,
+            backdoor=Recipe(20, 0.1, (15,)),
+            threads=1,  # measured as fast as two for so narrow a network
+            anp_steps=200,
+        ),
+        Profile(
+            "small",
+            "an hour or so on a CPU: full data, width 1/8, half the defense epochs",
+            "full",
+            1 / 8,
+            backdoor=Recipe(6, 0.1, (4,)),
+            threads=1,
+            finetuning=Recipe(10, 0.01),
+            fine_pruning=Recipe(10, 0.01),
+            mcr=Recipe(20, 0.01, batch_size=128, tail=True),
+            anp_steps=500,
+            purifier=(Recipe(10, 0.01), Recipe(10, 0.01)),
+        ),
+        Profile("paper", "a GPU: the paper's network and schedule", "full", 1.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number pair (ACC, ASR) of the book, and everything that decides it.
+
+    clean_size is on the paper's scale (3000 of MNIST's 60,000 = 5 %) whatever the profile's data; it is 0
+    for "none". switches holds only what departs from the intended method, as sorted (name, value) pairs.
+    """
+
+    dataset: str = "mnist"
+    network: str = "vgg16"
+    attack: str = "badnets"
+    poison_ratio: float = 0.1
+    defense: str = "none"
+    clean_size: int = 0
+    seed: int = 0
+    profile: str = "quick"
+    switches: tuple[tuple[str, str], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        one_of("dataset", self.dataset, PAPER_TRAIN_SIZE)
+        one_of("network", self.network, NETWORKS)
+        one_of("attack", self.attack, ATTACKS)
+        one_of("defense", self.defense, LABELS)
+        one_of("profile", self.profile, PROFILES)
+        integer("seed", self.seed, 0, 2**31 - 1)
+        check_poison_ratio(self.poison_ratio)
+        if PROFILES[self.profile].data == "embedded" and self.dataset != "mnist":
+            raise ConfigError(
+                f"profile={self.profile!r} has only the digits that a package ships; for dataset={self.dataset!r} "
+                "take profile 'small' or 'paper'."
+            )
+        if self.defense == "none":
+            object.__setattr__(self, "clean_size", 0)
+        else:
+            check_clean_size(self.clean_size, self.dataset)
+        kept = []
+        for name, value in sorted(dict(self.switches).items()):
+            one_of("switch", name, SWITCHES)
+            one_of(name, value, SWITCHES[name].values)
+            if self.defense in SWITCHES[name].applies and value != SWITCHES[name].values[0]:
+                kept.append((name, value))
+        object.__setattr__(self, "switches", tuple(kept))
+
+    def switch(self, name: str) -> str:
+        """The value of a switch: the intended one unless this cell departs from it."""
+        return dict(self.switches).get(name, SWITCHES[name].values[0])
+
+    def backdoored(self) -> "Cell":
+        """The cell of the undefended model that this cell starts from."""
+        shared = tuple((n, v) for n, v in self.switches if "backdoor" in SWITCHES[n].applies)
+        return Cell(
+            self.dataset, self.network, self.attack, self.poison_ratio, "none", 0, self.seed, self.profile, shared
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Everything of the profile that bears on this cell, as plain values."""
+        profile = PROFILES[self.profile]
+        found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": asdict(profile.backdoor)}
+        if self.defense in GRANULARITIES:
+            found["purifier"] = [asdict(r) for r in profile.purifier]
+        elif self.defense != "none":
+            found[self.defense] = asdict(getattr(profile, self.defense))
+        if self.defense in ("nad", "mcr"):  # both begin with a finetuned copy
+            found["finetuning"] = asdict(profile.finetuning)
+        if self.defense == "anp":
+            found["anp_steps"] = profile.anp_steps
+        return found
+
+    def key(self) -> str:
+        """A content key of 16 hex digits: equal keys, equal experiment (on equal data)."""
+        content = {"cell": asdict(self), "settings": self.settings(), "version": RESULT_VERSION}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        text = f"{self.dataset} {self.network} {self.attack} {100 * self.poison_ratio:g}% · {LABELS[self.defense]}"
+        if self.defense != "none":
+            text += f" · {self.clean_size} clean"
+        for name, value in self.switches:
+            text += f" · {name}={value}"
+        return f"{text} · seed {self.seed} · {self.profile}"
+
+
+def check_clean_size(value: Any, dataset: str) -> int:
+    """A clean size on the paper's scale: from 0.5 % of the training images to all of them."""
+    full = PAPER_TRAIN_SIZE[dataset]
+    return integer("clean_size", value, full // 200, full, f" (of {dataset}'s {full} training images)")
+
+
+def check_poison_ratio(value: Any) -> float:
+    """The share of training images that are copied, stamped and added: in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"poison_ratio={value!r} is a {type(value).__name__}; it must be a number such as 0.1.")
+    if not 0.001 <= value <= 1:
+        raise ConfigError(f"poison_ratio={value!r} is out of range; allowed: 0.001 to 1 (0.1 is 10 %).")
+    return float(value)
+
+
+def parse_seeds(value: Any) -> tuple[int, ...]:
+    """Seeds from 3, "0-2", "0,4,7" or a list, in order and without repeats."""
+    problem = ConfigError(f"seeds={value!r} is not understood; write 0, '0-2', '0,4,7' or [0, 1].")
+    if isinstance(value, str):
+        found: list[int] = []
+        for part in value.split(","):
+            ends = part.strip().split("-")
+            if len(ends) > 2 or not all(e.strip().isdecimal() for e in ends):
+                raise problem
+            low, high = int(ends[0]), int(ends[-1])
+            if high < low or high - low > 1000:
+                raise problem
+            found.extend(range(low, high + 1))
+    elif isinstance(value, (list, tuple)):
+        found = list(value)
+    else:
+        found = [value]
+    if not found or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in found):
+        raise problem
+    return tuple(dict.fromkeys(found))
+
+
+def parse_names(name: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Names from "all", "a", "a,b" or a list, in the order of `allowed`."""
+    if value == "all":
+        return allowed
+    parts = [p.strip() for p in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not parts:
+        raise ConfigError(f"{name}={value!r} is not understood; write 'all' or names among: {', '.join(allowed)}.")
+    chosen = {one_of(name, part, (*allowed, "all")) for part in parts}
+    return allowed if "all" in chosen else tuple(a for a in allowed if a in chosen)

@@ -1,0 +1,24 @@
+"""Finetuning: train the whole backdoored model on the clean set."""
+
+import copy
+
+import torch
+from torch import nn
+
+from purifier_core.config import FINETUNING, Recipe
+from purifier_core.defenses import Defended
+from purifier_core.training import Augment, fit
+
+
+def finetuning(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    recipe: Recipe = FINETUNING,
+    augment: Augment = Augment(),
+    seed: int = 0,
+) -> Defended:
+    """Finetune a copy of `model`; the last epoch is the result."""
+    tuned = copy.deepcopy(model).train()
+    return Defended(tuned, fit(tuned, images, labels, recipe, seed=seed, augment=augment, title="finetuning"))

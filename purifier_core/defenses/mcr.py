@@ -1,0 +1,101 @@
+"""Mode Connectivity Repair (Zhao et al., 2020) along a quadratic Bezier curve.
+
+phi(t) = (1 - t)^2 w0 + 2 t (1 - t) theta + t^2 w1, with w0 the backdoored model, w1 its finetuned copy (only one
+suspicious model is at hand; the original uses two), and theta alone trained. The authors' release holds no MCR
+code; t = 0.1 is fixed beforehand and the whole curve is reported.
+"""
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from purifier_core.config import FINETUNING, MCR, Recipe
+from purifier_core.defenses import Defended
+from purifier_core.defenses.finetuning import finetuning
+from purifier_core.training import Augment, fit, to_float
+
+T = 0.1
+"""The point of the curve that is the result."""
+
+
+def curve_point(w0: torch.Tensor, theta: torch.Tensor, w1: torch.Tensor, t: float) -> torch.Tensor:
+    """phi(t) of one tensor."""
+    return (1 - t) ** 2 * w0 + 2 * t * (1 - t) * theta + t**2 * w1
+
+
+def mcr(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    recipe: Recipe = MCR,
+    endpoint_recipe: Recipe = FINETUNING,
+    t: float = T,
+    augment: Augment = Augment(),
+    seed: int = 0,
+) -> Defended:
+    """Train the curve on the clean set and return the model at `t`; the sweep holds t = 0, 0.1, ..., 1.
+
+    One t ~ U(0, 1) is drawn for each batch; the weight decay of `recipe` is a penalty on phi(t). BatchNorm
+    statistics are not interpolated: at each t they are counted anew over the clean set.
+    """
+    endpoint = finetuning(model, images, labels, recipe=endpoint_recipe, augment=augment, seed=seed)
+    start = {n: p.detach() for n, p in model.named_parameters()}
+    end = {n: p.detach() for n, p in endpoint.model.named_parameters()}
+    theta = {n: nn.Parameter((start[n] + end[n]) / 2) for n in start}
+    draws = torch.Generator().manual_seed(seed)
+    base = copy.deepcopy(model).train()
+
+    def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        drawn = float(torch.rand((), generator=draws))
+        phi = {n: curve_point(start[n], theta[n], end[n], drawn) for n in theta}
+        penalty = torch.stack([p.pow(2).sum() for p in phi.values()]).sum()
+        return F.cross_entropy(functional_call(network, phi, (x,)), y) + recipe.weight_decay / 2 * penalty
+
+    effort = endpoint.effort
+    effort += fit(
+        base,
+        images,
+        labels,
+        replace(recipe, weight_decay=0.0),
+        seed=seed + 1,
+        augment=augment,
+        loss=loss,
+        parameters=theta.values(),
+        title="MCR curve",
+    )
+
+    def at(point: float) -> nn.Module:
+        found = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, parameter in found.named_parameters():
+                parameter.copy_(curve_point(start[name], theta[name], end[name], point))
+        recount_batchnorm(found, images)
+        return found
+
+    sweep = {f"{k / 10:.1f}": at(k / 10) for k in range(11)}
+    return Defended(at(t), effort, {"t": t}, sweep)
+
+
+@torch.no_grad()
+def recount_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: int = 128) -> None:
+    """Set every BatchNorm's statistics to the average over one pass of uint8 images, batches weighted by size."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    momenta = [m.momentum for m in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+    model.train()
+    seen = 0
+    for piece in images.split(batch_size):
+        seen += len(piece)
+        for layer in layers:
+            layer.momentum = len(piece) / seen
+        model(to_float(piece))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.eval()

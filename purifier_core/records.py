@@ -1,0 +1,184 @@
+"""The store of results: one JSON file per cell, written whole or not at all, each with its provenance."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from purifier_core.config import Cell, ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The repository: `data/` is found from the package, whatever the working directory."""
+
+
+def home() -> Path:
+    """Where records (results/) and cached models (models/) lie: $PURIFIER_HOME, or the repository's data/."""
+    return Path(os.environ.get("PURIFIER_HOME") or ROOT / "data")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One computed cell. `acc` and `asr` are fractions over `acc_images` and `asr_images` test images.
+
+    data holds the fingerprint and the statement of the copy; effort the epochs, images seen, seconds of the
+    defense and its epoch losses; a failed cell has an `error` (its traceback) and no metrics.
+    """
+
+    cell: Cell
+    key: str
+    data: dict[str, str]
+    acc: float | None = None
+    asr: float | None = None
+    acc_images: int = 0
+    asr_images: int = 0
+    effort: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the cell ended in an error."""
+        return self.error is not None
+
+    @property
+    def stale(self) -> bool:
+        """Whether today's code would compute this cell otherwise, so that the record must not be mixed in."""
+        return self.key != self.cell.key()
+
+
+class CorruptRecord(ValueError):
+    """A record file that is truncated, altered or not a record."""
+
+
+class Store:
+    """The records below a folder, and the cached models beside it."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = (folder or home()) / "results"
+        self.models = (folder or home()) / "models"
+
+    def path(self, cell: Cell, fingerprint: str, failed: bool = False) -> Path:
+        """Where a cell's record lies: readable parts first, then the content key and the data's fingerprint."""
+        name = "-".join([cell.defense, str(cell.clean_size), *(v for _, v in cell.switches), f"s{cell.seed}"])
+        group = f"{cell.dataset}-{cell.network}-{cell.attack}-{cell.poison_ratio:g}"
+        ending = ".failed.json" if failed else ".json"
+        return self.folder / cell.profile / group / f"{name}-{cell.key()[:10]}-{fingerprint[:8]}{ending}"
+
+    def find(self, cell: Cell, fingerprint: str = "") -> Record | None:
+        """The finished record of a cell, on data with this fingerprint if one is given; None where there is none."""
+        pattern = self.path(cell, fingerprint or "*")
+        for path in sorted(pattern.parent.glob(pattern.name)):
+            record = self._read_or_warn(path)
+            if record and not record.failed and not record.stale and record.cell == cell:
+                return record
+        return None
+
+    def all(self) -> Iterator[Record]:
+        """Every readable record, failed and stale ones included; a corrupt one is skipped with a warning."""
+        for path in sorted(self.folder.rglob("*.json")):
+            if record := self._read_or_warn(path):
+                yield record
+
+    def save(self, record: Record) -> Path:
+        """Write a record atomically; a finished one replaces the cell's failed one."""
+        path = self.path(record.cell, record.data.get("fingerprint", ""), record.failed)
+        content = json.loads(json.dumps(asdict(record)))
+        content["sha256"] = _digest(content)
+        write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
+        if not record.failed:
+            self.path(record.cell, record.data["fingerprint"], failed=True).unlink(missing_ok=True)
+        return path
+
+    def check_writable(self) -> None:
+        """Raise ConfigError now, before hours of work, if nothing can be written."""
+        for folder in (self.folder, self.models):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder) as probe:
+                    probe.write(b"0" * 4096)
+            except OSError as problem:
+                raise ConfigError(
+                    f"{folder} cannot be written ({problem.strerror}); make room or permit writing there, or set "
+                    "PURIFIER_HOME to a folder that can hold records and models."
+                ) from problem
+
+    def _read_or_warn(self, path: Path) -> Record | None:
+        try:
+            return read(path)
+        except CorruptRecord as problem:
+            warnings.warn(f"ignored, and computed again when needed: {problem}", stacklevel=2)
+            return None
+
+
+def read(path: Path) -> Record:
+    """Read one record file. Raises CorruptRecord unless it is whole and unaltered."""
+    try:
+        content = json.loads(path.read_text())
+        claimed = content.pop("sha256")
+        if claimed != _digest(content):
+            raise CorruptRecord(f"{path} does not match its checksum")
+        raw = content.pop("cell")
+        raw["switches"] = tuple(tuple(pair) for pair in raw["switches"])
+        return Record(cell=Cell(**raw), **content)
+    except CorruptRecord:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise CorruptRecord(f"{path} is not a whole record ({type(problem).__name__}: {problem})") from problem
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """The code, the versions and the machine that a record comes from."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "pillow"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", "-uno"))} | {
+        "versions": versions,
+        "device": device,
+        "platform": sys.platform,
+    }
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def published(name: str) -> Any:
+    """The paper's numbers for a table or figure, as a DataFrame with the columns of data/published/<name>.csv."""
+    import pandas as pd
+
+    return pd.read_csv(ROOT / "data" / "published" / f"{name}.csv")

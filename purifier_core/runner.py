@@ -1,0 +1,92 @@
+"""From an experiment to its records: what is missing is computed once and stored as it goes.
+
+Torch comes in only where something is computed, so that records can be read without it.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from purifier_core.config import PROFILES, Cell
+from purifier_core.experiments import Table3
+from purifier_core.records import Record, Store
+
+
+@dataclass
+class Results:
+    """What a run found or computed, which profile it took and why, and what is missing or failed."""
+
+    profile: str
+    reason: str
+    records: list[Record] = field(default_factory=list)
+    missing: list[Cell] = field(default_factory=list)
+    failed: list[Record] = field(default_factory=list)
+
+    @property
+    def headline(self) -> str:
+        """The first line of every output: which profile, why, and that it is not the paper's where it is not."""
+        caution = "" if self.profile == "paper" else " Not the paper's setting."
+        return f"Profile {self.profile}: {self.reason} ({PROFILES[self.profile].about}).{caution}"
+
+
+def records_only() -> bool:
+    """Whether nothing may be computed: the book's pages read committed records and show gaps as gaps."""
+    return os.environ.get("PURIFIER_RECORDS_ONLY", "") not in ("", "0")
+
+
+def resolve_profile(experiment: Table3, store: Store) -> tuple[str, str]:
+    """The profile to use, and why. "auto" is paper on a GPU, else quick; the book takes the best that has records."""
+    if experiment.profile != "auto":
+        return experiment.profile, "as asked"
+    if records_only():
+        for name in ("paper", "small", "quick"):
+            if any(store.find(cell) for cell in experiment.cells(name)):
+                return name, "the largest one that has committed records"
+        return "small", "no records are committed yet"
+    from purifier_core.training import pick_device
+
+    if pick_device(experiment.device).type == "cuda":
+        return "paper", "a GPU was found"
+    return "quick", "no GPU is used"
+
+
+def run(experiment: Table3, store: Store | None = None, say: Callable[[str], Any] = print) -> Results:
+    """Find the experiment's records and compute the missing ones.
+
+    A failing cell is recorded with its traceback and the others go on; KeyboardInterrupt stops at once, and the
+    same call later computes only what is still missing. Raises ConfigError or DataError before any computation
+    where the profile, the device, the data or the folder cannot serve.
+    """
+    store = store or Store()
+    results = Results(*resolve_profile(experiment, store))
+    say(results.headline)
+    cells = experiment.cells(results.profile)
+    found = {cell: store.find(cell) for cell in cells}
+    if None in found.values() and not records_only():
+        from purifier_core.compute import Work
+
+        store.check_writable()
+        work = Work(store, results.profile, experiment.dataset, experiment.device)
+        # Records on another copy of the data do not count beside new ones: a table holds one copy.
+        found = {cell: store.find(cell, work.split.fingerprint) for cell in cells}
+        todo = [cell for cell, record in found.items() if record is None]
+        for done, cell in enumerate(todo, start=1):
+            record = work.compute(cell)
+            store.save(record)
+            if record.failed:
+                results.failed.append(record)
+            else:
+                found[cell] = record
+            say(f"[{done}/{len(todo)}] {describe(record)}")
+    results.records = [record for record in found.values() if record]
+    results.missing = [cell for cell, record in found.items() if record is None]
+    return results
+
+
+def describe(record: Record) -> str:
+    """A record in one line."""
+    if record.acc is None or record.asr is None:
+        return f"{record.cell} · FAILED: {(record.error or '').strip().splitlines()[-1]}"
+    seconds = record.effort["seconds"]
+    return f"{record.cell} · ACC {100 * record.acc:.2f} % · ASR {100 * record.asr:.2f} % · {seconds:.1f} s"

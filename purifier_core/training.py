@@ -1,0 +1,197 @@
+"""The one `fit` and the one `predict` that every attack, defense and network shares.
+
+The whole dataset lies on the device as uint8; a batch is gathered, augmented and converted there. All random
+draws come from a CPU generator, an epoch at a time, so that they are the same on every device.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from purifier_core.config import ConfigError, Recipe, one_of
+
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From (model, images (B, 3, H, W) float in [0, 1], labels (B,)) to a scalar."""
+
+
+class DivergedError(RuntimeError):
+    """Training gave a loss that is not a number; there is no result."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Per-image augmentation: a horizontal flip with p = 0.5, and a random crop after zero-padding by `pad`."""
+
+    flip: bool = False
+    pad: int = 4
+
+
+NO_AUGMENT = Augment(flip=False, pad=0)
+
+
+@dataclass
+class Effort:
+    """What a computation cost: it adds up over the stages of a defense."""
+
+    epochs: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)  # mean training loss of every epoch
+
+    def __iadd__(self, other: "Effort") -> "Effort":
+        self.epochs += other.epochs
+        self.images += other.images
+        self.seconds += other.seconds
+        self.losses += other.losses
+        return self
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device by name; "auto" is a GPU where there is one. Raises ConfigError for a device that is not there."""
+    one_of("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda' asks for a GPU and none is visible here; allowed: auto, cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def cross_entropy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The plain training loss."""
+    return F.cross_entropy(model(x), y)
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to float in [0, 1], channels_last; no mean or std is subtracted anywhere."""
+    return images.to(memory_format=torch.channels_last).float().div_(255)
+
+
+def augmented(images: torch.Tensor, augment: Augment, generator: torch.Generator) -> Callable[[torch.Tensor], Any]:
+    """A function from indices to augmented float images; one call of this draws a whole epoch's shifts and flips."""
+    count, _, height, width = images.shape
+    device = images.device
+    if augment == NO_AUGMENT:
+        return lambda index: to_float(images[index])
+    shifts = torch.randint(0, 2 * augment.pad + 1, (2, count), generator=generator).to(device)
+    flips = (torch.rand(count, generator=generator) < 0.5).to(device) & augment.flip
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    flipped = columns.flip(0)
+    edge = (0, 0) + (augment.pad,) * 4
+
+    def batch(index: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(images[index].permute(0, 2, 3, 1), edge)  # (B, H + 2p, W + 2p, 3)
+        down = shifts[0, index, None] + rows
+        # cropping first and flipping after: the crop's columns are read in reverse
+        across = shifts[1, index, None] + torch.where(flips[index, None], flipped, columns)
+        number = torch.arange(len(index), device=device)[:, None, None]
+        return padded[number, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2).float().div_(255)
+
+    return batch
+
+
+def batches(order: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """Consecutive pieces of `order`; a last piece of one image joins the one before (BatchNorm needs two)."""
+    pieces = order.split(size)
+    if len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces = (*pieces[:-2], torch.cat(pieces[-2:]))
+    return pieces
+
+
+def fit(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    *,
+    seed: int,
+    augment: Augment = Augment(),
+    loss: Loss = cross_entropy,
+    parameters: Iterable[nn.Parameter] | None = None,
+    after_step: Callable[[], Any] | None = None,
+    steps: int | None = None,
+    title: str = "training",
+) -> Effort:
+    """Train `model` in place by SGD on uint8 `images` (N, 3, H, W) and `labels` (N,), and leave it in eval mode.
+
+    The caller sets train or eval mode beforehand. `parameters`: what to update, all by default. `steps`
+    ends the training after that many batches instead of `recipe.epochs`. The same seed on the CPU gives
+    bit-identical weights. Raises DivergedError as soon as an epoch's mean loss is not finite.
+    """
+    chosen = list(model.parameters() if parameters is None else parameters)
+    optimizer = torch.optim.SGD(
+        chosen,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        dampening=recipe.dampening,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    per_epoch = math.ceil(len(images) / recipe.batch_size)
+    epochs = recipe.epochs if steps is None else math.ceil(steps / per_epoch)
+    remaining = steps if steps is not None else epochs * per_epoch
+    effort = Effort()
+    started = time.perf_counter()
+    with progress(title, total=min(epochs * len(images), remaining * recipe.batch_size)) as bar:
+        for epoch in range(epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr_at(epoch)
+            order = torch.randperm(len(images), generator=generator).to(images.device)
+            batch = augmented(images, augment, generator)
+            pieces = batches(order, recipe.batch_size)[:remaining]
+            remaining -= len(pieces)
+            total = torch.zeros((), device=images.device)
+            for piece in pieces:
+                optimizer.zero_grad(set_to_none=True)
+                value = loss(model, batch(piece), labels[piece])
+                value.backward()
+                optimizer.step()
+                if after_step is not None:
+                    after_step()
+                total += value.detach() * len(piece)
+                bar.update(len(piece))
+            seen = sum(map(len, pieces))
+            mean = float(total) / seen
+            bar.set_postfix_str(f"epoch {epoch + 1}/{epochs} loss {mean:.4f}", refresh=False)
+            if not math.isfinite(mean):
+                raise DivergedError(f"{title}: the loss is {mean} in epoch {epoch + 1}; try a smaller learning rate.")
+            effort += Effort(seen / len(images), seen, 0.0, [round(mean, 6)])
+    effort.seconds = time.perf_counter() - started
+    model.eval()
+    return effort
+
+
+@torch.inference_mode()
+def predict(
+    model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, batch_size: int = 1000
+) -> torch.Tensor:
+    """Predicted classes (N,) of uint8 images, on the images' device. The caller sets eval mode."""
+    return torch.cat([model(to_float(piece)).argmax(1) for piece in images.split(batch_size)])
+
+
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The share of images predicted as their label."""
+    return float((predict(model, images) == labels).float().mean())
+
+
+def evaluate(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, target: int
+) -> dict[str, float]:
+    """ACC over all clean test images and ASR, the share of the ASR set predicted as `target`; both as fractions."""
+    return {
+        "acc": accuracy(model, images, labels),
+        "asr": float((predict(model, triggered) == target).float().mean()),
+    }
+
+
+def progress(title: str, total: int) -> Any:
+    """A progress bar in images, with images/s and ETA; it writes rarely where nobody watches a terminal."""
+    from tqdm import tqdm
+
+    watched = sys.stderr.isatty()
+    pause = 1.0 if watched else 10.0  # short work shows no bar
+    return tqdm(total=total, desc=title, unit="img", unit_scale=True, leave=False, delay=pause, mininterval=pause / 5)
