@@ -74,9 +74,9 @@ def load(name: str, embedded: bool = False, device: torch.device | str = "cpu") 
     split = Split(
         name,
         images[0],
-        torch.from_numpy(train_y),
+        torch.tensor(train_y),
         images[1],
-        torch.from_numpy(test_y),
+        torch.tensor(test_y),
         _CLASSES[name],
         digest.hexdigest()[:16],
         copy,

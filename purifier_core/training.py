@@ -173,19 +173,21 @@ def predict(
     return torch.cat([model(to_float(piece)).argmax(1) for piece in images.split(batch_size)])
 
 
+def share(hits: torch.Tensor) -> float:
+    """The exact share of True in a boolean tensor."""
+    return int(hits.sum()) / len(hits)
+
+
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """The share of images predicted as their label."""
-    return float((predict(model, images) == labels).float().mean())
+    return share(predict(model, images) == labels)
 
 
 def evaluate(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, target: int
 ) -> dict[str, float]:
     """ACC over all clean test images and ASR, the share of the ASR set predicted as `target`; both as fractions."""
-    return {
-        "acc": accuracy(model, images, labels),
-        "asr": float((predict(model, triggered) == target).float().mean()),
-    }
+    return {"acc": accuracy(model, images, labels), "asr": share(predict(model, triggered) == target)}
 
 
 def progress(title: str, total: int) -> Any:
