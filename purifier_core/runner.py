@@ -23,6 +23,11 @@ class Results:
     missing: list[Cell] = field(default_factory=list)
     failed: list[Record] = field(default_factory=list)
 
+    def sort_out(self, found: dict[Cell, Record | None]) -> None:
+        """Take the records that were found, and note the cells that have none."""
+        self.records = [record for record in found.values() if record]
+        self.missing = [cell for cell, record in found.items() if record is None]
+
     @property
     def headline(self) -> str:
         """The first line of every output: which profile, why, and that it is not the paper's where it is not."""
@@ -51,6 +56,14 @@ def resolve_profile(experiment: Table3, store: Store) -> tuple[str, str]:
     return "quick", "no GPU is used"
 
 
+def look_up(experiment: Table3, store: Store | None = None) -> Results:
+    """The experiment's records as they are; nothing is computed."""
+    store = store or Store()
+    results = Results(*resolve_profile(experiment, store))
+    results.sort_out({cell: store.find(cell) for cell in experiment.cells(results.profile)})
+    return results
+
+
 def run(experiment: Table3, store: Store | None = None, say: Callable[[str], Any] = print) -> Results:
     """Find the experiment's records and compute the missing ones.
 
@@ -59,28 +72,27 @@ def run(experiment: Table3, store: Store | None = None, say: Callable[[str], Any
     where the profile, the device, the data or the folder cannot serve.
     """
     store = store or Store()
-    results = Results(*resolve_profile(experiment, store))
+    results = look_up(experiment, store)
     say(results.headline)
-    cells = experiment.cells(results.profile)
-    found = {cell: store.find(cell) for cell in cells}
-    if None in found.values() and not records_only():
-        from purifier_core.compute import Work
+    if not results.missing or records_only():
+        return results
 
-        store.check_writable()
-        work = Work(store, results.profile, experiment.dataset, experiment.device)
-        # Records on another copy of the data do not count beside new ones: a table holds one copy.
-        found = {cell: store.find(cell, work.split.fingerprint) for cell in cells}
-        todo = [cell for cell, record in found.items() if record is None]
-        for done, cell in enumerate(todo, start=1):
-            record = work.compute(cell)
-            store.save(record)
-            if record.failed:
-                results.failed.append(record)
-            else:
-                found[cell] = record
-            say(f"[{done}/{len(todo)}] {describe(record)}")
-    results.records = [record for record in found.values() if record]
-    results.missing = [cell for cell, record in found.items() if record is None]
+    from purifier_core.compute import Work
+
+    store.check_writable()
+    work = Work(store, results.profile, experiment.dataset, experiment.device)
+    # Records on another copy of the data do not count beside new ones: a table holds one copy.
+    found = {cell: store.find(cell, work.split.fingerprint) for cell in experiment.cells(results.profile)}
+    todo = [cell for cell, record in found.items() if record is None]
+    for done, cell in enumerate(todo, start=1):
+        record = work.compute(cell)
+        store.save(record)
+        if record.failed:
+            results.failed.append(record)
+        else:
+            found[cell] = record
+        say(f"[{done}/{len(todo)}] {describe(record)}")
+    results.sort_out(found)
     return results
 
 

@@ -1,0 +1,30 @@
+# Each target makes .venv where there is none, installs what constraints.txt pins, and runs.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: table3 test lint book clean
+
+table3: $(INSTALLED)  ## Table 3 at 3,000 clean images: trains what has no record yet
+	$(BIN)/papermill notebooks/table3.ipynb out.ipynb -p clean_size 3000 --log-output
+	$(BIN)/purifier show table3
+
+test: $(INSTALLED) lint  ## lint, types, unit tests, and the notebooks trained at quick
+	$(BIN)/pytest --nbval-lax
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+book: $(INSTALLED)  ## the rendered book in _build/html, warnings as errors
+	$(BIN)/jupyter-book build . -W -n --keep-going
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11 ...")'
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf _build out.ipynb

@@ -1,0 +1,106 @@
+"""The `purifier` command: a face over runner, records and report."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from purifier_core import runner
+from purifier_core.config import PROFILES, ConfigError
+from purifier_core.experiments import EXPERIMENTS, Table3
+from purifier_core.records import Store
+
+_HELP = {
+    "clean_size": "clean images on the scale of the full training set, or 'all'",
+    "profile": "auto, " + ", ".join(PROFILES),
+    "seeds": "such as 0, 0-2 or 0,4",
+    "methods": "all, or names such as none,anp,feature",
+    "attack": "badnets",
+    "poison_ratio": "share of training images copied and poisoned",
+    "init": "Purifier's start: full, partial, random, several of them, or all",
+    "device": "auto, cpu or cuda",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 1 something failed or is missing, 2 unusable input."""
+    parser = argparse.ArgumentParser(prog="purifier", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, about in (("run", "compute what is missing and show it"), ("show", "show what is recorded")):
+        command = verbs.add_parser(verb, help=about, allow_abbrev=False)
+        experiments = command.add_subparsers(dest="experiment", required=True)
+        for name, kind in EXPERIMENTS.items():
+            options = experiments.add_parser(name, allow_abbrev=False, help=(kind.__doc__ or "").splitlines()[0])
+            for field in fields(kind):
+                options.add_argument(
+                    "--" + field.name.replace("_", "-"), type=_plain, default=field.default, help=_HELP[field.name]
+                )
+    verbs.add_parser("status", help="what is done, missing and failed, and how long it took")
+    chosen = vars(parser.parse_args(arguments))
+    verb = chosen.pop("verb")
+    try:
+        if verb == "status":
+            return status(Store())
+        experiment = EXPERIMENTS[chosen.pop("experiment")](**chosen)
+        return show(experiment, compute=verb == "run")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with what is missing.", file=sys.stderr)
+        return 130
+    except (ConfigError, RuntimeError, OSError) as problem:
+        print(f"purifier: {problem}", file=sys.stderr)
+        return 2
+
+
+def show(experiment: Table3, compute: bool) -> int:
+    """Print the experiment's table from records, after computing what is missing if asked to."""
+    from purifier_core import report
+
+    store = Store()
+    results = runner.run(experiment, store) if compute else runner.look_up(experiment, store)
+    print(report.as_text(report.table3(experiment, results)))
+    for line in (*report.reading(experiment, results), report.provenance(results)):
+        print(line)
+    for record in results.failed:
+        print(f"FAILED {store.path(record.cell, record.data['fingerprint'], failed=True)}", file=sys.stderr)
+    return 1 if results.missing else 0
+
+
+def status(store: Store) -> int:
+    """Print, for every experiment and profile, what is done, missing and failed, and the seconds it took."""
+    every = list(store.all())
+    failed = {r.cell for r in every if r.failed and not r.stale}
+    done = {r.cell: r for r in every if not r.failed and not r.stale}
+    print(f"{'experiment':<12}{'profile':<9}{'cells':>6}{'done':>6}{'missing':>9}{'failed':>8}{'seconds':>10}")
+    for name, kind in EXPERIMENTS.items():
+        for profile in PROFILES:
+            seeds = sorted({c.seed for c in done if c.profile == profile}) or [0]
+            cells = kind(clean_size="all", seeds=seeds).cells(profile)
+            there = [done[c] for c in cells if c in done]
+            seconds = sum(r.effort["seconds"] for r in there)
+            broken = sum(c in failed for c in cells)
+            print(
+                f"{name:<12}{profile:<9}{len(cells):>6}{len(there):>6}{len(cells) - len(there):>9}"
+                f"{broken:>8}{seconds:>10.0f}"
+            )
+    for cell in sorted(failed, key=str):
+        print(f"failed: {cell}")
+    stale = Counter(r.cell.profile for r in every if r.stale)
+    for profile, count in stale.items():
+        print(f"{count} records at {profile} come from another version of the code and are not shown.")
+    return 1 if failed else 0
+
+
+def _plain(text: str) -> Any:
+    """A number where the text is one, as papermill reads its -p values."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""Tables, figures and readings from records. No torch: a laptop that never trains can draw everything."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from purifier_core.config import Cell
+from purifier_core.experiments import Column, Table3
+from purifier_core.records import Record, published
+from purifier_core.runner import Results
+
+METRICS = ("acc", "asr")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured percentage: its mean over seeds, and half the width of its 95 % t-interval (None for one seed)."""
+
+    mean: float
+    half_width: float | None
+    seeds: tuple[int, ...]
+
+
+def estimate(values: dict[int, float]) -> Estimate:
+    """The estimate from fractions by seed."""
+    percents = [100 * v for v in values.values()]
+    n, mean = len(percents), sum(percents) / len(percents)
+    half = None
+    if n > 1:
+        from scipy.stats import t
+
+        variance = sum((p - mean) ** 2 for p in percents) / (n - 1)
+        half = float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
+    return Estimate(mean, half, tuple(values))
+
+
+def estimates(experiment: Table3, results: Results) -> dict[tuple[int, Column, str], Estimate]:
+    """Ours, by (clean size, column, metric); what is missing is left out."""
+    records: dict[Cell, Record] = {record.cell: record for record in results.records}
+    found = {}
+    for size in experiment.clean_sizes():
+        for column in experiment.columns():
+            for metric in METRICS:
+                values: dict[int, float] = {}
+                for seed in experiment.seeds:
+                    record = records.get(experiment.cell(column, size, seed, results.profile))
+                    if record is not None:
+                        values[seed] = getattr(record, metric)
+                if values:
+                    found[size, column, metric] = estimate(values)
+    return found
+
+
+def paper_values(experiment: Table3) -> dict[tuple[int, str, str], float]:
+    """The published percentages by (clean size, method name, metric)."""
+    table = published(experiment.name)
+    return {
+        (row.clean_size, row.method, metric): getattr(row, f"{metric}_percent")
+        for row in table.itertuples()
+        for metric in METRICS
+    }
+
+
+def _paper(column: Column) -> str:
+    return column.label.split(" (")[0]
+
+
+def table3(experiment: Table3, results: Results) -> pd.DataFrame:
+    """Table 3: for each clean size and metric the published row, ours with its interval, and ours minus published.
+
+    Values are text in percent; "missing" where no record is, "–" where the paper has no number.
+    """
+    ours, paper = estimates(experiment, results), paper_values(experiment)
+    rows: dict[tuple[int, str, str], dict[str, str]] = {}
+    for size in experiment.clean_sizes():
+        for metric in METRICS:
+            lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "±95 %": {}, "difference": {}}
+            for column in experiment.columns():
+                head = column.label
+                value, stated = ours.get((size, column, metric)), paper.get((size, _paper(column), metric))
+                lines["published"][head] = "–" if stated is None else f"{stated:.2f}"
+                lines["ours"][head] = "missing" if value is None else f"{value.mean:.2f}"
+                half = None if value is None else value.half_width
+                lines["±95 %"][head] = "–" if half is None else f"{half:.2f}"
+                both = value is not None and stated is not None
+                lines["difference"][head] = f"{value.mean - stated:+.2f}" if both else "–"  # type: ignore[union-attr,operator]
+            if len(experiment.seeds) == 1:
+                del lines["±95 %"]
+            rows |= {(size, metric.upper(), source): line for source, line in lines.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["clean", "metric", "%"])
+    return table
+
+
+def styled(table: pd.DataFrame) -> str:
+    """The table as HTML for notebook and book: scrollable on a phone, its rows marked by source."""
+    classes = pd.DataFrame(
+        [[str(index[-1]).split()[0].strip("±")] * table.shape[1] for index in table.index],
+        index=table.index,
+        columns=table.columns,
+    )
+    style = table.style.set_td_classes(classes).set_table_attributes('class="results"')
+    return f'<div class="results-scroll">{style.to_html()}</div>'
+
+
+def as_text(table: pd.DataFrame, width: int = 9) -> str:
+    """The table for a terminal: `width` columns at a time, so that the paper's nine stay together."""
+    blocks = [table.iloc[:, start : start + width] for start in range(0, table.shape[1], width)]
+    return "\n\n".join(block.to_string() for block in blocks)
+
+
+def diagnostics(experiment: Table3, results: Results) -> pd.DataFrame:
+    """What Purifier's units do, in percent: one row for each clean size and Purifier column, means over seeds."""
+    groups: dict[tuple[int, str], list[Record]] = {}
+    records = {record.cell: record for record in results.records}
+    for size in experiment.clean_sizes():
+        for column in experiment.columns():
+            cells = [experiment.cell(column, size, seed, results.profile) for seed in experiment.seeds]
+            if found := [records[c] for c in cells if c in records and "clean" in records[c].diagnostics]:
+                groups[size, column.label] = found
+    rows = {}
+    for group, found in groups.items():
+        inside = [(r.acc or 0.0, r.diagnostics["clean"], r.diagnostics["triggered"]) for r in found]
+        rows[group] = {
+            "ACC": [acc for acc, _, _ in inside],
+            "first head's ACC": [clean["heads"][0] for _, clean, _ in inside],
+            "agrees with first head, clean": [clean["first_head_agreement"] for _, clean, _ in inside],
+            "agrees, triggered": [hit["first_head_agreement"] for _, _, hit in inside],
+            "oracle-mask ACC": [clean["oracle"] for _, clean, _ in inside],
+        }
+    text = {g: {k: f"{100 * sum(v) / len(v):.1f}" for k, v in row.items()} for g, row in rows.items()}
+    table = pd.DataFrame.from_dict(text, orient="index")
+    table.index = pd.MultiIndex.from_tuples(list(rows), names=["clean", "module"]) if rows else table.index
+    return table
+
+
+def glued(experiment: Table3, results: Results) -> dict[str, Any]:
+    """The values that the book's prose takes from this table, at 3,000 clean images, in percent; nan if missing."""
+    ours = estimates(experiment, results)
+    seeds = ", ".join(map(str, sorted({r.cell.seed for r in results.records}))) or "none"
+    values: dict[str, Any] = {"t3_profile": results.profile, "t3_seeds": seeds}
+    for column in experiment.columns():
+        init = dict(column.switches).get("init")
+        name = "_".join(["t3", column.defense, *([init] if init else [])])
+        for metric in METRICS:
+            value = ours.get((3000, column, metric))
+            values[f"{name}_{metric}"] = math.nan if value is None else value.mean
+    return values
+
+
+def provenance(results: Results) -> str:
+    """One sentence: profile, seeds, data copies, devices, commits of the records shown."""
+    if not results.records:
+        return f"No records at profile {results.profile} yet."
+
+    def each(values: Iterable[Any]) -> str:
+        return ", ".join(dict.fromkeys(str(v) for v in values))
+
+    seeds = sorted({r.cell.seed for r in results.records})
+    commits = each(
+        (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")
+        for r in results.records
+    )
+    gaps = f" {len(results.missing)} cells are missing." if results.missing else ""
+    return (
+        f"{len(results.records)} records at profile {results.profile}; seeds {each(seeds)}; data: "
+        f"{each(r.data['copy'] for r in results.records)}; device: "
+        f"{each(r.provenance['device'] for r in results.records)}; code: {commits}.{gaps}"
+    )
+
+
+def reading(experiment: Table3, results: Results) -> list[str]:
+    """Two lines about the smallest clean size shown, generated from the records."""
+    ours, paper = estimates(experiment, results), paper_values(experiment)
+    size = min(experiment.clean_sizes())
+    shown = {
+        c: (ours[size, c, "acc"].mean, ours[size, c, "asr"].mean)
+        for c in experiment.columns()
+        if (size, c, "acc") in ours
+    }
+    if not shown:
+        return [f"No record of Table 3 at profile {results.profile} is there yet."]
+    low = [f"{c.label} ({acc:.1f} / {asr:.1f})" for c, (acc, asr) in shown.items() if asr < 10]
+    high = [c.label for c, (_, asr) in shown.items() if asr >= 90]
+    lines = [
+        f"With {size} clean images (profile {results.profile}, n = {len(experiment.seeds)}), ASR is below 10 % for "
+        f"{', '.join(low) or 'no method'} (ACC / ASR in percent), and still 90 % or more for "
+        f"{', '.join(high) or 'none'}."
+    ]
+    gaps = {
+        c: max(abs(value - paper[size, _paper(c), metric]) for metric, value in zip(METRICS, pair, strict=True))
+        for c, pair in shown.items()
+        if (size, _paper(c), "acc") in paper
+    }
+    if gaps:
+        near = [c.label for c, gap in gaps.items() if gap <= 2]
+        far = max(gaps, key=lambda c: gaps[c])
+        lines.append(
+            f"Within 2 points of the published ACC and ASR: {', '.join(near) or 'none'}; farthest: {far.label}, "
+            f"{gaps[far]:.1f} points away."
+        )
+    return lines
+
+
+def figure3(experiment: Table3, results: Results, clean_size: int | None = None) -> Any:
+    """ACC and ASR of every column at one clean size (the smallest by default), published against ours."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    ours, paper = estimates(experiment, results), paper_values(experiment)
+    size = clean_size or min(experiment.clean_sizes())
+    columns = experiment.columns()
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.36 * len(columns) + 1.7), sharey=True, layout="constrained")
+    for axis, metric, title in zip(axes, METRICS, ("ACC: higher is better", "ASR: lower is better"), strict=True):
+        for place, column in enumerate(columns):
+            value, stated = ours.get((size, column, metric)), paper.get((size, _paper(column), metric))
+            if value is not None and stated is not None:
+                axis.plot([stated, value.mean], [place, place], color="0.7", linewidth=2, zorder=1)
+            if stated is not None:
+                axis.scatter(stated, place, s=52, facecolor="white", edgecolor="0.25", linewidth=1.6, zorder=3)
+            if value is not None:
+                axis.errorbar(
+                    value.mean,
+                    place,
+                    xerr=value.half_width,
+                    fmt="o",
+                    markersize=7,
+                    color="#c2410c",
+                    capsize=3,
+                    zorder=2,
+                )
+        axis.set_xlim(-3, 103)
+        axis.set_xlabel("percent")
+        axis.set_title(title, fontsize=11, loc="left")
+    axes[0].set_yticks(range(len(columns)), [c.label for c in columns])
+    axes[0].invert_yaxis()
+    axes[0].scatter([], [], s=52, facecolor="white", edgecolor="0.25", linewidth=1.6, label="published")
+    axes[0].errorbar([], [], fmt="o", markersize=7, color="#c2410c", label=f"ours ({results.profile})")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
+    figure.suptitle(f"Table 3, {size} clean images", x=0.01, ha="left", fontsize=12, fontweight="bold")
+    plt.close(figure)  # the notebook shows the value that this returns, once
+    return figure

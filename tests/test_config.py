@@ -1,0 +1,145 @@
+"""Cells, keys and parameters: what changes a result changes the key, and bad input names the way out."""
+
+import dataclasses
+
+import pytest
+
+from purifier_core import config
+from purifier_core.config import (
+    LABELS,
+    PROFILES,
+    SWITCHES,
+    Cell,
+    ConfigError,
+    Recipe,
+)
+from purifier_core.experiments import Table3, from_notebook, parse_names, parse_seeds
+
+BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"poison_ratio": 0.05},
+        {"defense": "cube"},
+        {"clean_size": 4500},
+        {"seed": 1},
+        {"profile": "paper"},
+        {"dataset": "cifar10"},
+        {"switches": (("init", "random"),)},
+    ],
+)
+def test_every_field_is_in_the_key(change):
+    assert dataclasses.replace(BASE, **change).key() != BASE.key()
+
+
+@pytest.mark.parametrize("shrunk", [{"width": 0.5}, {"backdoor": Recipe(1, 0.1)}, {"purifier": (Recipe(1, 0.1),) * 2}])
+def test_the_profiles_settings_are_in_the_key(shrunk, monkeypatch):
+    before = BASE.key()
+    monkeypatch.setitem(PROFILES, "small", dataclasses.replace(PROFILES["small"], **shrunk))
+    assert BASE.key() != before
+
+
+def test_what_does_not_bear_on_a_cell_is_not_in_its_key(monkeypatch):
+    before = BASE.key()
+    monkeypatch.setitem(PROFILES, "small", dataclasses.replace(PROFILES["small"], mcr=Recipe(1, 0.5), about="x"))
+    assert BASE.key() == before
+    assert dataclasses.replace(BASE, switches=(("init", "full"),)).key() == before  # the default, spelled out
+    assert dataclasses.replace(BASE, switches=(("nad_eval", "teacher"),)).key() == before  # another method's switch
+
+
+def test_the_codes_version_is_in_the_key(monkeypatch):
+    before = BASE.key()
+    monkeypatch.setattr(config, "RESULT_VERSION", config.RESULT_VERSION + 1)
+    assert BASE.key() != before
+
+
+def test_cells_share_the_backdoored_model_unless_a_switch_changes_it():
+    assert BASE.backdoored() == dataclasses.replace(BASE, defense="nad", clean_size=6000).backdoored()
+    assert BASE.backdoored() == dataclasses.replace(BASE, switches=(("init", "random"),)).backdoored()
+    flipped = dataclasses.replace(BASE, switches=(("flip", "always"),)).backdoored()
+    assert flipped.switches == (("flip", "always"),)
+    assert BASE.backdoored().defense == "none"
+
+
+def test_the_default_value_of_a_switch_is_the_intended_method():
+    assert {name: BASE.switch(name) for name in SWITCHES} == {
+        "init": "full",
+        "bn_frozen_stats": "no",
+        "defence_aug": "on",
+        "flip": "dataset",
+        "weight_decay": "intended",
+        "nad_eval": "student",
+        "nad_maps": "pre-pool",
+        "fp_select": "held-out",
+        "anp_steps": "profile",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("defense", "nadd", r"defense='nadd' is not known; allowed: none, finetuning.*Did you mean 'nad'"),
+        ("clean_size", 0, r"clean_size=0 is out of range; allowed: 300 to 60000"),
+        ("clean_size", True, r"clean_size=True is a bool"),
+        ("poison_ratio", 0, r"poison_ratio=0 is out of range"),
+        ("poison_ratio", "much", r"poison_ratio='much' is a str"),
+        ("seed", -1, r"seed=-1 is out of range"),
+        ("profile", "fast", r"allowed: quick, small, paper"),
+        ("switches", (("init", "half"),), r"init='half' is not known; allowed: full, partial, random"),
+        ("switches", (("inti", "full"),), r"switch='inti' is not known"),
+    ],
+)
+def test_a_cell_refuses_what_cannot_be(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(BASE, **{field: value})
+
+
+def test_quick_has_digits_only():
+    with pytest.raises(ConfigError, match="take profile 'small' or 'paper'"):
+        Cell(dataset="cifar10", profile="quick")
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"),
+    [(3, (3,)), ("3", (3,)), ("0-2", (0, 1, 2)), ("0,4, 7", (0, 4, 7)), ([1, 1, 2], (1, 2)), ("1,0-2", (1, 0, 2))],
+)
+def test_seeds(given, seeds):
+    assert parse_seeds(given) == seeds
+
+
+@pytest.mark.parametrize("given", ["", "x", "2-0", "1-2-3", -1, 1.5, [], [True], "0-99999", None])
+def test_bad_seeds(given):
+    with pytest.raises(ConfigError, match="is not understood; write 0, '0-2'"):
+        parse_seeds(given)
+
+
+def test_names():
+    allowed = tuple(LABELS)
+    assert parse_names("methods", "anp, none", allowed) == ("none", "anp")
+    assert parse_names("methods", "all", allowed) == allowed
+    for bad in ("", [], 3):
+        with pytest.raises(ConfigError):
+            parse_names("methods", bad, allowed)
+
+
+def test_table3_is_the_papers_and_purifier_twice():
+    labels = [c.label for c in Table3().columns()]
+    assert labels == [
+        *("No Defense", "Finetuning", "Fine-pruning", "MCR", "NAD", "ANP"),
+        *("Channel (full)", "Cube (full)", "Feature (full)"),
+        *("Channel (random)", "Cube (random)", "Feature (random)"),
+    ]
+    whole = Table3(clean_size="all", seeds="0-2", init="all").cells("small")
+    # each seed: one undefended model, and (5 baselines + 3 modules x 3 inits) at 3 sizes
+    assert len(whole) == len(set(whole)) == 3 * (1 + 14 * 3)
+
+
+def test_a_notebook_stops_on_an_unknown_name():
+    given = {"clean_size": 3000, "_i": "x", "In": [], "get_ipython": print, "config": config}
+    assert from_notebook("table3", given) == Table3()
+    with pytest.raises(
+        ConfigError, match=r"'clean_sise' is not a parameter.*clean_size, profile.*Did you mean 'clean_size'"
+    ):
+        from_notebook("table3", given | {"clean_sise": 3000})

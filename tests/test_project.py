@@ -1,0 +1,110 @@
+"""What holds the repository together: pins, notebooks that match the code, rooms that stay apart and small."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from purifier_core.experiments import EXPERIMENTS
+from purifier_core.records import published
+
+ROOT = Path(__file__).resolve().parent.parent
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#")
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[<>=!\[; ]", requirement)[0]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_dependency_is_pinned_exactly():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = project["project"]["dependencies"] + project["build-system"]["requires"]
+    asked += [a for extra in project["project"]["optional-dependencies"].values() for a in extra]
+    pinned = {canonical(n): v for n, v in PINS.items()}
+    assert {canonical(name_of(a)) for a in asked} <= set(pinned)
+    assert all(re.fullmatch(r"[\w.+!]+", v) for v in pinned.values())
+    assert project["build-system"]["requires"] == [f"setuptools=={pinned['setuptools']}"]
+
+
+def test_conda_installs_the_same_pins():
+    """The conda file pins by reference: its pip section is what the Makefile runs."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *plain, pip = environment["dependencies"]
+    assert pip["pip"] == ["-c constraints.txt", "-e .[book,test]"]
+    assert "-c constraints.txt -e '.[book,test]'" in (ROOT / "Makefile").read_text()
+    assert plain == ["python=3.11", "pip"]
+
+
+def test_the_installed_versions_are_the_pins():
+    from importlib.metadata import version
+
+    assert {n: version(n) for n in ("torch", "jupyter-book", "papermill", "nbval", "pandas")} == {
+        n: PINS[n] for n in ("torch", "jupyter-book", "papermill", "nbval", "pandas")
+    }
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_notebook_parameters_are_the_experiments(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert code[0].metadata.tags == ["parameters"]
+    given: dict = {}
+    exec(code[0].source, given)
+    given.pop("__builtins__")
+    assert given == {f.name: f.default for f in fields(EXPERIMENTS[name])}
+    assert "from_notebook" in code[1].source
+    assert not any(c.outputs for c in code), "notebooks are committed without outputs; the book executes them"
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("module", ["config", "experiments", "records", "report", "runner", "cli"])
+def test_reading_needs_no_torch(module):
+    code = f"import sys, purifier_core.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_nothing_but_notebooks_needs_jupyter():
+    heavy = {"papermill", "IPython", "nbformat", "jupyter_book", "mlxtend", "myst_nb"}
+    code = f"""
+import sys, importlib, pathlib
+for path in pathlib.Path("purifier_core").rglob("*.py"):
+    importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_import_only_points_down():
+    order = ["config", "data", "attacks", "models", "training", "purifier", "defenses"]
+    order += ["experiments", "records", "compute", "runner", "report", "cli"]
+    for path in (ROOT / "purifier_core").rglob("*.py"):
+        parts = path.relative_to(ROOT / "purifier_core").with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        found = re.findall(r"from purifier_core(?:\.(\w+))?[\w.]* import ([\w, ]+)", path.read_text())
+        imported = {m for module, names in found for m in ([module] if module else names.split(", "))}
+        above = {m for m in imported if order.index(m) > order.index(parts[0])}
+        assert not above, f"{path} imports {above}"
+
+
+def test_modules_stay_small():
+    lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "purifier_core").rglob("*.py")}
+    assert {n: length for n, length in lengths.items() if length > 300} == {}
+
+
+def test_published_numbers_are_the_supplements():
+    table = published("table3")
+    assert len(table) == 27
+    row = table[(table.clean_size == 3000) & (table.method == "Feature")].iloc[0]
+    assert (row.acc_percent, row.asr_percent) == (97.82, 0.28)

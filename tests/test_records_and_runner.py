@@ -1,0 +1,261 @@
+"""The store and the runner: whole records or none, nothing lost, nothing wrong, whatever goes amiss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from purifier_core import cli, compute, records, report, runner
+from purifier_core.config import PROFILES, Cell, ConfigError, Recipe
+from purifier_core.experiments import Table3
+from purifier_core.records import CorruptRecord, Record, Store, read, write_atomically
+
+TINY = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": Recipe(1, 0.01), "nad": Recipe(1, 0.01)}
+METHODS = "none,finetuning,nad"
+# the same short work in a process of its own, so that it can be killed
+SCRIPT = f"""
+from dataclasses import replace
+from purifier_core import cli, config
+from purifier_core.config import Recipe
+config.PROFILES["quick"] = replace(config.PROFILES["quick"], **{TINY!r})
+raise SystemExit(cli.main(["run", "table3", "--profile", "quick", "--methods", "{METHODS}", "--seeds", "0-1"]))
+"""
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    """An empty store, and a quick profile that is over in seconds."""
+    monkeypatch.setenv("PURIFIER_HOME", str(tmp_path))
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], **TINY))
+    return Store()
+
+
+def table(**changes) -> Table3:
+    return Table3(**{"profile": "quick", "methods": METHODS} | changes)
+
+
+def numbers(store: Store) -> dict:
+    return {r.cell: (r.acc, r.asr) for r in store.all() if not r.failed}
+
+
+def example(**changes) -> Record:
+    cell = Cell(profile="small")
+    data = {"fingerprint": "0" * 16, "copy": "MNIST"}
+    return replace(Record(cell, cell.key(), data, 0.99, 1.0, 10_000, 9_108, {"seconds": 1.0}), **changes)
+
+
+def test_a_record_round_trips_with_its_provenance(store):
+    store.save(example(diagnostics={"sweep": {"0.10": {"acc": 0.5}}}, provenance=records.provenance("cpu")))
+    found = store.find(example().cell)
+    assert found.diagnostics == {"sweep": {"0.10": {"acc": 0.5}}}
+    assert set(found.provenance["versions"]) >= {"python", "torch", "numpy"}
+    assert store.find(example().cell, "0" * 16)
+    assert store.find(example().cell, "1" * 16) is None  # another copy of the data
+
+
+def test_a_record_cut_or_altered_anywhere_is_never_believed(store):
+    path = store.save(example())
+    whole = path.read_bytes()
+    for tenth in range(10):
+        path.write_bytes(whole[: tenth * len(whole) // 10])
+        with pytest.raises(CorruptRecord):
+            read(path)
+    path.write_bytes(whole.replace(b'"acc": 0.99', b'"acc": 0.98'))
+    with pytest.warns(UserWarning, match="does not match its checksum"):
+        assert store.find(example().cell) is None
+    path.write_text("[1, 2]")
+    with pytest.raises(CorruptRecord):
+        read(path)
+
+
+def test_a_record_of_other_code_is_recognised_and_not_used(store):
+    path = store.save(example())
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content["key"] = "0123456789abcdef"
+    path.write_text(json.dumps(content | {"sha256": records._digest(content)}))
+    assert store.find(example().cell) is None
+    assert [r.stale for r in store.all()] == [True]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    def half(part):
+        part.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "record.json", half)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(part):
+        part.symlink_to("/dev/full")
+        part.write_text("x" * 10_000)
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "record.json", full)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, monkeypatch, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where a folder is needed")
+    monkeypatch.setenv("PURIFIER_HOME", str(blocked))
+    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
+    with pytest.raises(ConfigError, match="PURIFIER_HOME"):
+        runner.run(table())
+    assert cli.main(["run", "table3", "--profile", "quick"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_run_computes_once_and_shares_the_backdoored_model(store, monkeypatch):
+    first = runner.run(table(), say=lambda _: None)
+    assert [r.cell.defense for r in first.records] == ["none", "finetuning", "nad"]
+    assert len({r.provenance["backdoored_model"] for r in first.records}) == 1
+    assert len(list(store.models.glob("*.safetensors"))) == 1
+    assert first.records[1].effort["images"] == 200  # one epoch of 5 % of 4,000 images
+    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
+    assert runner.run(table(), say=lambda _: None).records == first.records
+
+
+def test_a_deleted_record_comes_back_with_the_same_numbers(store):
+    before = runner.run(table(), say=lambda _: None)
+    for path in store.folder.rglob("*.json"):
+        path.unlink()
+    cached = runner.run(table(), say=lambda _: None)
+    for path in [*store.folder.rglob("*.json"), *store.models.iterdir()]:
+        path.unlink()
+    anew = runner.run(table(), say=lambda _: None)
+    wanted = [(r.acc, r.asr, r.provenance["backdoored_model"]) for r in before.records]
+    for again in (cached, anew):
+        assert [(r.acc, r.asr, r.provenance["backdoored_model"]) for r in again.records] == wanted
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_model_is_trained_again(store, damage):
+    before = runner.run(table(), say=lambda _: None)
+    (model,) = store.models.iterdir()
+    content = bytearray(model.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[-5] ^= 64  # a bit of one weight
+    model.write_bytes(bytes(content))
+    for path in store.folder.rglob("*finetuning*.json"):
+        path.unlink()
+    with pytest.warns(UserWarning, match="is damaged"):
+        again = runner.run(table(), say=lambda _: None)
+    assert [r.acc for r in again.records] == [r.acc for r in before.records]
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(store, monkeypatch, capsys):
+    def broken(*_args, **_options):
+        raise RuntimeError("the finetuning broke")
+
+    monkeypatch.setattr(compute, "finetuning", broken)
+    arguments = ["run", "table3", "--profile", "quick", "--methods", METHODS]
+    assert cli.main(arguments) == 1
+    assert cli.main(["status"]) == 1
+    assert "failed: mnist vgg16 badnets 10% · Finetuning" in capsys.readouterr().out
+    assert {c.defense for c in numbers(store)} == {"none", "nad"}
+    (failure,) = store.folder.rglob("*.failed.json")
+    assert "RuntimeError: the finetuning broke" in read(failure).error
+    monkeypatch.undo()
+    monkeypatch.setenv("PURIFIER_HOME", str(store.folder.parent))
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], **TINY))
+    assert cli.main(arguments) == 0
+    assert not list(store.folder.rglob("*.failed.json"))
+
+
+def test_a_failing_backdoored_model_fails_its_cells_once(store, monkeypatch):
+    tries = []
+
+    def broken(*_args, **_options):
+        tries.append(1)
+        raise RuntimeError("no model")
+
+    monkeypatch.setattr(compute, "fit", broken)
+    results = runner.run(table(), say=lambda _: None)
+    assert len(results.failed) == 3
+    assert len(tries) == 1
+
+
+def test_killed_in_the_middle_nothing_is_lost(store, tmp_path):
+    environment = os.environ | {"PURIFIER_HOME": str(tmp_path), "TQDM_DISABLE": "1"}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(store.folder.rglob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    there = numbers(store)
+    assert 2 <= len(there) < 6
+    stamps = {p: p.stat().st_mtime_ns for p in store.folder.rglob("*.json")}
+    subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True, stdout=subprocess.DEVNULL)
+    after = numbers(store)
+    assert len(after) == 6
+    assert there.items() <= after.items()
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())  # what was done was not done again
+
+
+def test_the_book_only_reads(store, monkeypatch):
+    monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
+    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
+    empty = runner.run(table(profile="auto"), say=lambda _: None)
+    assert empty.profile == "small"
+    assert len(empty.missing) == 3
+    shown = report.table3(table(profile="auto"), empty)
+    assert (shown.loc[(3000, "ACC", "ours")] == "missing").all()
+    assert shown.loc[(3000, "ACC", "published"), "NAD"] == "99.33"
+    store.save(example(cell=replace(example().cell, profile="paper"), key=Cell(profile="paper").key()))
+    assert runner.run(table(profile="auto"), say=lambda _: None).profile == "paper"
+
+
+def test_estimates_are_mean_and_t_interval():
+    one = report.estimate({0: 0.5})
+    assert (one.mean, one.half_width) == (50.0, None)
+    three = report.estimate({0: 0.90, 1: 0.92, 2: 0.94})
+    assert three.mean == pytest.approx(92)
+    assert three.half_width == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)  # t(0.975, 2) = 4.303, s = 2 points
+
+
+def test_the_table_shows_ours_against_the_paper(store):
+    results = runner.Results("small", "as asked", [example()])
+    shown = report.table3(Table3(profile="small", methods="none"), results)["No Defense"]
+    assert shown[3000, "ACC"].tolist() == ["99.27", "99.00", "-0.27"]
+    assert shown[3000, "ASR"].tolist() == ["99.94", "100.00", "+0.06"]
+
+
+def test_status_and_show_need_no_torch(tmp_path):
+    code = (
+        "import sys; from purifier_core import cli\n"
+        "cli.main(['status']); cli.main(['show', 'table3', '--profile', 'small']); assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {"PURIFIER_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "table3" in done.stdout
+
+
+def test_bad_arguments_end_with_a_message_and_2(capsys):
+    assert cli.main(["run", "table3", "--clean-size", "0"]) == 2
+    assert "allowed: 300 to 60000" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", "table3", "--clean-sise", "3000"])
+    assert stopped.value.code == 2
+
+
+def test_the_digest_of_weights_sees_every_bit():
+    state = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)}
+    same = compute._tensor_digest({"b": torch.tensor(3), "a": torch.tensor([1.0, 2.0])})
+    assert compute._tensor_digest(state) == same
+    state["a"][0] = torch.nextafter(state["a"][0], torch.tensor(9.0))
+    assert compute._tensor_digest(state) != same

@@ -1,0 +1,63 @@
+"""The main job as a reader runs it: papermill on the notebook, real training at quick, bad parameters refused.
+
+The records land in the folder that the notebook's own test shares, so the work is done once.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "table3.ipynb"
+
+
+def papermill(out: Path, *parameters: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(out)]
+    for pair in parameters:
+        command += ["-p", *pair.split("=")]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_papermill_trains_and_shows_the_table(tmp_path):
+    done = papermill(tmp_path / "out.ipynb", "clean_size=3000", "profile=quick")
+    assert done.returncode == 0, done.stderr
+    text = json.dumps(nbformat.read(tmp_path / "out.ipynb", as_version=4))
+    assert "Profile quick" in text
+    assert "Not the paper's setting" in text
+
+    from purifier_core.records import Store
+
+    found = {(r.cell.defense, r.cell.switch("init")): r for r in Store().all()}
+    assert len(found) == 12
+    assert not any(r.failed for r in found.values())
+    undefended = found["none", "full"]
+    assert undefended.acc > 0.95
+    assert undefended.asr > 0.95
+    for (defense, _), record in found.items():
+        assert record.asr_images + 99 == record.acc_images == 1000  # 99 of the test digits are fives
+        assert record.provenance["backdoored_model"] == undefended.provenance["backdoored_model"]
+        if defense in ("channel", "cube", "feature"):
+            assert set(record.diagnostics) == {"clean", "triggered"}
+            assert record.effort["epochs"] == 40
+    assert len(found["anp", "full"].diagnostics["sweep"]) == 20
+    assert len(found["mcr", "full"].diagnostics["sweep"]) == 11
+    tenth = found["mcr", "full"].diagnostics["sweep"]["0.1"]
+    assert (tenth["acc"], tenth["asr"]) == (found["mcr", "full"].acc, found["mcr", "full"].asr)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("clean_sise=3000", "'clean_sise' is not a parameter of table3; its parameters: clean_size, profile"),
+        ("clean_size=0", "clean_size=0 is out of range; allowed: 300 to 60000"),
+        ("clean_size=abc", "clean_size='abc' is not a number"),
+        ("profile=fast", "profile='fast' is not known; allowed: auto, quick, small, paper"),
+    ],
+)
+def test_bad_parameters_stop_the_notebook(tmp_path, parameter, message):
+    done = papermill(tmp_path / "out.ipynb", parameter)
+    assert done.returncode != 0
+    assert message in done.stderr

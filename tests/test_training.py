@@ -1,0 +1,136 @@
+"""The shared network and training loop, against plain PyTorch."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from purifier_core.config import BACKDOOR, MCR, NAD_STUDENT, ConfigError, Recipe
+from purifier_core.models import VGG16, build
+from purifier_core.training import (
+    NO_AUGMENT,
+    Augment,
+    DivergedError,
+    accuracy,
+    augmented,
+    batches,
+    evaluate,
+    fit,
+    pick_device,
+)
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+
+
+def test_vgg16_is_the_papers():
+    model = VGG16(10)
+    assert sum(p.numel() for p in model.parameters()) == 15_255_626
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]
+    assert [sum(m.num_features for m in norms if type(m) is kind) for kind in (nn.BatchNorm2d, nn.BatchNorm1d)] == [
+        4224,
+        1024,
+    ]
+    assert VGG16(43, 1 / 8).eval()(torch.rand(1, 3, 32, 32)).shape == (1, 43)
+
+
+def test_build_depends_on_the_seed_alone():
+    first, _, second = build("vgg16", 10, 1 / 8, 3), torch.rand(5), build("vgg16", 10, 1 / 8, 3)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(build("vgg16", 10, 1 / 8, 4).classifier[2].weight, first.classifier[2].weight)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rates"),
+    [
+        (BACKDOOR, {0: 0.1, 69: 0.1, 70: 0.01, 79: 0.01}),
+        (NAD_STUDENT, {0: 0.1, 1: 0.1, 2: 0.05, 4: 0.025, 8: 0.00625}),
+        (MCR, {0: 0.01, 20: 0.01, 28: 0.00505, 36: 0.0001, 39: 0.0001}),
+    ],
+)
+def test_schedules(recipe, rates):
+    assert {epoch: recipe.lr_at(epoch) for epoch in rates} == pytest.approx(rates)
+
+
+def test_one_step_is_sgd_on_cross_entropy(blobs):
+    images, labels = blobs
+    model = linear()
+    expected = copy.deepcopy(model)
+    fit(model, images, labels, Recipe(1, 0.1, batch_size=96), seed=0, augment=NO_AUGMENT)
+    loss = F.cross_entropy(expected(images.float() / 255), labels)
+    slopes = torch.autograd.grad(loss, list(expected.parameters()))
+    for trained, start, slope in zip(model.parameters(), expected.parameters(), slopes, strict=True):
+        assert torch.allclose(trained, start - 0.1 * (slope + 1e-4 * start), atol=1e-6)
+
+
+def test_same_seed_gives_bit_identical_weights(digits):
+    weights = []
+    for seed in (1, 1, 2):
+        model = build("vgg16", 10, 1 / 16, 0).to(memory_format=torch.channels_last).train()
+        fit(model, digits.train_images[:256], digits.train_labels[:256], Recipe(2, 0.1), seed=seed)
+        weights.append(torch.cat([t.flatten().double() for t in model.state_dict().values()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_augmentation_equals_flip_pad_and_crop_one_by_one():
+    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
+    batch = augmented(images, Augment(flip=True, pad=2), torch.Generator().manual_seed(5))
+    replay = torch.Generator().manual_seed(5)
+    shifts = torch.randint(0, 5, (2, 50), generator=replay)
+    flips = torch.rand(50, generator=replay) < 0.5
+    index = torch.tensor([3, 41, 7, 7])
+    for got, k in zip(batch(index), index.tolist(), strict=True):
+        padded = F.pad(images[k], (2, 2, 2, 2))
+        down, across = shifts[:, k].tolist()
+        crop = padded[:, down : down + 8, across : across + 8]
+        assert torch.equal(got, (crop.flip(2) if flips[k] else crop).float() / 255)
+    assert 10 < int(flips.sum()) < 40
+    assert batch(index).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_without_flip_nothing_is_mirrored():
+    images = torch.zeros(64, 3, 8, 8, dtype=torch.uint8)
+    images[:, :, :, 1] = 255  # a line near the left edge; mirrored it would lie near the right one
+    for flip in (False, True):
+        batch = augmented(images, Augment(flip, pad=1), torch.Generator().manual_seed(0))
+        assert bool(batch(torch.arange(64))[:, :, :, 4:].any()) is flip
+
+
+def test_a_last_batch_of_one_joins_the_one_before():
+    assert [len(b) for b in batches(torch.arange(129), 64)] == [64, 65]
+    assert [len(b) for b in batches(torch.arange(130), 64)] == [64, 64, 2]
+    assert [len(b) for b in batches(torch.arange(1), 64)] == [1]
+
+
+def test_steps_end_the_training_early(blobs):
+    effort = fit(linear(), *blobs, Recipe(0, 0.1, batch_size=32), seed=0, steps=7)
+    assert effort.images == 7 * 32
+    assert effort.epochs == pytest.approx(7 / 3)
+
+
+def test_a_loss_that_is_no_number_is_an_error(blobs):
+    with pytest.raises(DivergedError, match="smaller learning rate"):
+        fit(linear(), *blobs, Recipe(50, 1e30), seed=0)
+
+
+def test_evaluate_counts(blobs):
+    images, labels = blobs
+    model = linear().eval()
+    guesses = [int(model(images[k : k + 1].float() / 255).argmax()) for k in range(len(images))]
+    expected = {
+        "acc": sum(g == y for g, y in zip(guesses, labels.tolist(), strict=True)) / 96,
+        "asr": sum(g == 2 for g in guesses[:50]) / 50,
+    }
+    assert evaluate(model, images, labels, images[:50], target=2) == expected
+    assert math.isclose(accuracy(model, images, labels), expected["acc"])
+
+
+def test_unknown_device():
+    with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda"):
+        pick_device("gpu")
