@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         experiments = command.add_subparsers(dest="experiment", required=True)
         for name, kind in EXPERIMENTS.items():
             options = experiments.add_parser(name, allow_abbrev=False, help=(kind.__doc__ or "").splitlines()[0])
+            options.add_argument("--figure", metavar="PATH", help="also draw the figure into this file (png, svg, pdf)")
             for field in fields(kind):
                 options.add_argument(
                     "--" + field.name.replace("_", "-"), type=_plain, default=field.default, help=_HELP[field.name]
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb == "status":
             return status(Store())
+        figure = chosen.pop("figure")
         experiment = EXPERIMENTS[chosen.pop("experiment")](**chosen)
-        return show(experiment, compute=verb == "run")
+        return show(experiment, compute=verb == "run", figure=figure)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with what is missing.", file=sys.stderr)
         return 130
@@ -53,15 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def show(experiment: Table3, compute: bool) -> int:
+def show(experiment: Table3, compute: bool, figure: str | None = None) -> int:
     """Print the experiment's table from records, after computing what is missing if asked to."""
     from purifier_core import report
 
     store = Store()
     results = runner.run(experiment, store) if compute else runner.look_up(experiment, store)
-    print(report.as_text(report.table3(experiment, results)))
-    for line in (*report.reading(experiment, results), report.provenance(results)):
+    print(report.as_text(report.table3(results)))
+    for line in (*report.reading(results), report.provenance(results)):
         print(line)
+    if figure:
+        report.figure3(results).savefig(figure, dpi=150)
     for record in results.failed:
         print(f"FAILED {store.path(record.cell, record.data['fingerprint'], failed=True)}", file=sys.stderr)
     return 1 if results.missing else 0

@@ -37,16 +37,16 @@ def estimate(values: dict[int, float]) -> Estimate:
     return Estimate(mean, half, tuple(values))
 
 
-def estimates(experiment: Table3, results: Results) -> dict[tuple[int, Column, str], Estimate]:
+def estimates(results: Results) -> dict[tuple[int, Column, str], Estimate]:
     """Ours, by (clean size, column, metric); what is missing is left out."""
     records: dict[Cell, Record] = {record.cell: record for record in results.records}
     found = {}
-    for size in experiment.clean_sizes():
-        for column in experiment.columns():
+    for size in results.experiment.clean_sizes():
+        for column in results.experiment.columns():
             for metric in METRICS:
                 values: dict[int, float] = {}
-                for seed in experiment.seeds:
-                    record = records.get(experiment.cell(column, size, seed, results.profile))
+                for seed in results.experiment.seeds:
+                    record = records.get(results.experiment.cell(column, size, seed, results.profile))
                     if record is not None:
                         values[seed] = getattr(record, metric)
                 if values:
@@ -68,17 +68,17 @@ def _paper(column: Column) -> str:
     return column.label.split(" (")[0]
 
 
-def table3(experiment: Table3, results: Results) -> pd.DataFrame:
+def table3(results: Results) -> pd.DataFrame:
     """Table 3: for each clean size and metric the published row, ours with its interval, and ours minus published.
 
     Values are text in percent; "missing" where no record is, "–" where the paper has no number.
     """
-    ours, paper = estimates(experiment, results), paper_values(experiment)
+    ours, paper = estimates(results), paper_values(results.experiment)
     rows: dict[tuple[int, str, str], dict[str, str]] = {}
-    for size in experiment.clean_sizes():
+    for size in results.experiment.clean_sizes():
         for metric in METRICS:
             lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "±95 %": {}, "difference": {}}
-            for column in experiment.columns():
+            for column in results.experiment.columns():
                 head = column.label
                 value, stated = ours.get((size, column, metric)), paper.get((size, _paper(column), metric))
                 lines["published"][head] = "–" if stated is None else f"{stated:.2f}"
@@ -87,7 +87,7 @@ def table3(experiment: Table3, results: Results) -> pd.DataFrame:
                 lines["±95 %"][head] = "–" if half is None else f"{half:.2f}"
                 both = value is not None and stated is not None
                 lines["difference"][head] = f"{value.mean - stated:+.2f}" if both else "–"  # type: ignore[union-attr,operator]
-            if len(experiment.seeds) == 1:
+            if len(results.experiment.seeds) == 1:
                 del lines["±95 %"]
             rows |= {(size, metric.upper(), source): line for source, line in lines.items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -112,13 +112,13 @@ def as_text(table: pd.DataFrame, width: int = 9) -> str:
     return "\n\n".join(block.to_string() for block in blocks)
 
 
-def diagnostics(experiment: Table3, results: Results) -> pd.DataFrame:
+def diagnostics(results: Results) -> pd.DataFrame:
     """What Purifier's units do, in percent: one row for each clean size and Purifier column, means over seeds."""
     groups: dict[tuple[int, str], list[Record]] = {}
     records = {record.cell: record for record in results.records}
-    for size in experiment.clean_sizes():
-        for column in experiment.columns():
-            cells = [experiment.cell(column, size, seed, results.profile) for seed in experiment.seeds]
+    for size in results.experiment.clean_sizes():
+        for column in results.experiment.columns():
+            cells = [results.experiment.cell(column, size, seed, results.profile) for seed in results.experiment.seeds]
             if found := [records[c] for c in cells if c in records and "clean" in records[c].diagnostics]:
                 groups[size, column.label] = found
     rows = {}
@@ -137,12 +137,12 @@ def diagnostics(experiment: Table3, results: Results) -> pd.DataFrame:
     return table
 
 
-def glued(experiment: Table3, results: Results) -> dict[str, Any]:
+def glued(results: Results) -> dict[str, Any]:
     """The values that the book's prose takes from this table, at 3,000 clean images, in percent; nan if missing."""
-    ours = estimates(experiment, results)
+    ours = estimates(results)
     seeds = ", ".join(map(str, sorted({r.cell.seed for r in results.records}))) or "none"
     values: dict[str, Any] = {"t3_profile": results.profile, "t3_seeds": seeds}
-    for column in experiment.columns():
+    for column in results.experiment.columns():
         init = dict(column.switches).get("init")
         name = "_".join(["t3", column.defense, *([init] if init else [])])
         for metric in METRICS:
@@ -172,13 +172,13 @@ def provenance(results: Results) -> str:
     )
 
 
-def reading(experiment: Table3, results: Results) -> list[str]:
+def reading(results: Results) -> list[str]:
     """Two lines about the smallest clean size shown, generated from the records."""
-    ours, paper = estimates(experiment, results), paper_values(experiment)
-    size = min(experiment.clean_sizes())
+    ours, paper = estimates(results), paper_values(results.experiment)
+    size = min(results.experiment.clean_sizes())
     shown = {
         c: (ours[size, c, "acc"].mean, ours[size, c, "asr"].mean)
-        for c in experiment.columns()
+        for c in results.experiment.columns()
         if (size, c, "acc") in ours
     }
     if not shown:
@@ -186,8 +186,8 @@ def reading(experiment: Table3, results: Results) -> list[str]:
     low = [f"{c.label} ({acc:.1f} / {asr:.1f})" for c, (acc, asr) in shown.items() if asr < 10]
     high = [c.label for c, (_, asr) in shown.items() if asr >= 90]
     lines = [
-        f"With {size} clean images (profile {results.profile}, n = {len(experiment.seeds)}), ASR is below 10 % for "
-        f"{', '.join(low) or 'no method'} (ACC / ASR in percent), and still 90 % or more for "
+        f"With {size} clean images (profile {results.profile}, n = {len(results.experiment.seeds)}), ASR is below 10 % "
+        f"for {', '.join(low) or 'no method'} (ACC / ASR in percent), and still 90 % or more for "
         f"{', '.join(high) or 'none'}."
     ]
     gaps = {
@@ -205,14 +205,14 @@ def reading(experiment: Table3, results: Results) -> list[str]:
     return lines
 
 
-def figure3(experiment: Table3, results: Results, clean_size: int | None = None) -> Any:
+def figure3(results: Results, clean_size: int | None = None) -> Any:
     """ACC and ASR of every column at one clean size (the smallest by default), published against ours."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    ours, paper = estimates(experiment, results), paper_values(experiment)
-    size = clean_size or min(experiment.clean_sizes())
-    columns = experiment.columns()
+    ours, paper = estimates(results), paper_values(results.experiment)
+    size = clean_size or min(results.experiment.clean_sizes())
+    columns = results.experiment.columns()
     sns.set_theme(style="whitegrid", context="notebook")
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.36 * len(columns) + 1.7), sharey=True, layout="constrained")
     for axis, metric, title in zip(axes, METRICS, ("ACC: higher is better", "ASR: lower is better"), strict=True):

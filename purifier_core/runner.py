@@ -5,7 +5,7 @@ Torch comes in only where something is computed, so that records can be read wit
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from purifier_core.config import PROFILES, Cell
@@ -15,8 +15,9 @@ from purifier_core.records import Record, Store
 
 @dataclass
 class Results:
-    """What a run found or computed, which profile it took and why, and what is missing or failed."""
+    """What a run found or computed for an experiment, which profile it took and why, and what is missing or failed."""
 
+    experiment: Table3
     profile: str
     reason: str
     records: list[Record] = field(default_factory=list)
@@ -57,10 +58,14 @@ def resolve_profile(experiment: Table3, store: Store) -> tuple[str, str]:
 
 
 def look_up(experiment: Table3, store: Store | None = None) -> Results:
-    """The experiment's records as they are; nothing is computed."""
+    """The experiment's records as they are; nothing is computed. The book widens it to all that is recorded."""
     store = store or Store()
-    results = Results(*resolve_profile(experiment, store))
-    results.sort_out({cell: store.find(cell) for cell in experiment.cells(results.profile)})
+    profile, reason = resolve_profile(experiment, store)
+    if records_only():
+        seeds = {r.cell.seed for r in store.all() if r.cell.profile == profile and not (r.failed or r.stale)}
+        experiment = replace(experiment, clean_size="all", seeds=sorted(seeds) or experiment.seeds)
+    results = Results(experiment, profile, reason)
+    results.sort_out({cell: store.find(cell) for cell in experiment.cells(profile)})
     return results
 
 
