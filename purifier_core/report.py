@@ -13,6 +13,8 @@ from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
 METRICS = ("acc", "asr")
+PUBLISHED_MARK: dict[str, Any] = {"s": 95, "facecolor": "none", "edgecolor": "0.2", "linewidth": 1.6}
+OUR_MARK: dict[str, Any] = {"fmt": "o", "markersize": 6, "color": "#c2410c"}
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def figure3(results: Results, clean_size: int | None = None) -> Any:
             if value is not None and stated is not None:
                 axis.plot([stated, value.mean], [place, place], color="0.7", linewidth=2, zorder=1)
             if stated is not None:
-                axis.scatter(stated, place, s=52, facecolor="white", edgecolor="0.25", linewidth=1.6, zorder=3)
+                axis.scatter(stated, place, **PUBLISHED_MARK, zorder=3)
             if value is not None:
                 axis.errorbar(
                     value.mean,
@@ -233,13 +235,16 @@ def figure3(results: Results, clean_size: int | None = None) -> Any:
                     capsize=3,
                     zorder=2,
                 )
-        axis.set_xlim(-3, 103)
+        for place in range(1, len(columns)):  # a line above each of Purifier's groups
+            if dict(columns[place].switches) != dict(columns[place - 1].switches):
+                axis.axhline(place - 0.5, color="0.2", linewidth=0.8)
+        axis.set_xlim(-4, 104)
         axis.set_xlabel("percent")
         axis.set_title(title, fontsize=11, loc="left")
     axes[0].set_yticks(range(len(columns)), [c.label for c in columns])
     axes[0].invert_yaxis()
-    axes[0].scatter([], [], s=52, facecolor="white", edgecolor="0.25", linewidth=1.6, label="published")
-    axes[0].errorbar([], [], fmt="o", markersize=7, color="#c2410c", label=f"ours ({results.profile})")
+    axes[0].scatter([], [], **PUBLISHED_MARK, label="published")
+    axes[0].errorbar([], [], **OUR_MARK, label=f"ours ({results.profile})")
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
     figure.suptitle(f"Table 3, {size} clean images", x=0.01, ha="left", fontsize=12, fontweight="bold")
     plt.close(figure)  # the notebook shows the value that this returns, once
