@@ -115,6 +115,10 @@ def _prepared(name: str) -> Path | None:
     root = os.environ.get("PURIFIER_DATA")
     if not root:
         return None
+    if not Path(root).is_dir():
+        raise DataError(
+            f"PURIFIER_DATA={root!r} is not a folder; name one that holds {name}/, or unset it to download."
+        )
     folder = Path(root) / name
     return folder if folder.is_dir() else None
 

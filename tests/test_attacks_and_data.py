@@ -91,11 +91,17 @@ def test_clean_subsets_are_nested_seeded_and_to_scale():
     assert len(data.clean_indices(4000, 3000, 60_000, seed=1)) == 200  # the same 5 %
 
 
+def test_the_papers_sizes_at_10_percent():
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(60_000, 3, 32, 32)
+    x, y = poison(images, torch.zeros(60_000, dtype=torch.long), badnets, 0.1, 5, seed=0)
+    assert len(x) == len(y) == 66_000
+    assert int((y == 5).sum()) == 6_000
+
+
 @full_mnist
 def test_full_mnist_counts():
     split = data.load("mnist")
-    x, y = poison(split.train_images, split.train_labels, badnets, 0.1, 5, seed=0)
-    assert len(x) == len(y) == 66_000
+    assert len(split.train_images) == 60_000
     assert len(asr_set(split.test_images, split.test_labels, badnets, 5)) == 9_108
 
 
@@ -142,6 +148,12 @@ def test_no_copy_and_no_network_names_three_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "ROOT", tmp_path)
     monkeypatch.setattr("socket.create_connection", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(data.DataError, match=r"(?s)\(1\).*network.*\(2\).*PURIFIER_DATA.*\(3\).*quick"):
+        data.load("mnist")
+
+
+def test_a_data_folder_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("PURIFIER_DATA", "/no/such/folder")
+    with pytest.raises(data.DataError, match=r"PURIFIER_DATA='/no/such/folder' is not a folder"):
         data.load("mnist")
 
 
