@@ -9,7 +9,7 @@ from typing import Any
 
 from purifier_core import runner
 from purifier_core.config import PROFILES, ConfigError
-from purifier_core.experiments import EXPERIMENTS, Table3
+from purifier_core.experiments import EXPERIMENTS, Table
 from purifier_core.records import Store
 
 _HELP = {
@@ -55,17 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def show(experiment: Table3, compute: bool, figure: str | None = None) -> int:
+def show(experiment: Table, compute: bool, figure: str | None = None) -> int:
     """Print the experiment's table from records, after computing what is missing if asked to."""
     from purifier_core import report
 
     store = Store()
     results = runner.run(experiment, store) if compute else runner.look_up(experiment, store)
-    print(report.as_text(report.table3(results)))
+    print(report.as_text(report.table(results)))
     for line in (*report.reading(results), report.provenance(results)):
         print(line)
     if figure:
-        report.figure3(results).savefig(figure, dpi=150)
+        report.figure(results).savefig(figure, dpi=150)
     for record in results.failed:
         print(f"FAILED {store.path(record.cell, record.data['fingerprint'], failed=True)}", file=sys.stderr)
     return 1 if results.missing else 0
@@ -80,7 +80,7 @@ def status(store: Store) -> int:
     for name, kind in EXPERIMENTS.items():
         for profile in PROFILES:
             seeds = sorted({c.seed for c in done if c.profile == profile}) or [0]
-            cells = kind(clean_size="all", seeds=seeds).cells(profile)
+            cells = kind(**{kind.axis: "all"}, seeds=seeds).cells(profile)
             there = [done[c] for c in cells if c in done]
             seconds = sum(r.effort["seconds"] for r in there)
             broken = sum(c in failed for c in cells)

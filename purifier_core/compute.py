@@ -21,6 +21,7 @@ from purifier_core import data
 from purifier_core.attacks import TRIGGERS, asr_set, poison
 from purifier_core.config import GRANULARITIES, PAPER_TRAIN_SIZE, PROFILES, TARGET_CLASS, Cell, Recipe, integer
 from purifier_core.defenses import Defended
+from purifier_core.defenses.abl import abl
 from purifier_core.defenses.anp import anp
 from purifier_core.defenses.fine_pruning import fine_pruning
 from purifier_core.defenses.finetuning import finetuning
@@ -76,7 +77,7 @@ class Work:
             effort = training["effort"]
         else:
             started = time.perf_counter()
-            defended = self._defend(cell, model)
+            defended = self._abl(cell) if cell.defense == "abl" else self._defend(cell, model)
             model = defended.model
             effort = asdict(defended.effort)
             # the whole defense: training, and the choosing of an operating point
@@ -149,6 +150,35 @@ class Work:
         steps = profile.anp_steps if cell.switch("anp_steps") == "profile" else int(cell.switch("anp_steps"))
         return anp(model, images, labels, recipe=profile.anp, steps=steps, **common)
 
+    def _abl(self, cell: Cell) -> Defended:
+        images, labels = self._poisoned(cell)
+        stages = self.profile.abl
+        defended = abl(
+            self._blank(cell),
+            images,
+            labels,
+            stages=(_adapt(stages[0], cell), _adapt(stages[1], cell), _adapt(stages[2], cell)),
+            remove_isolated=cell.switch("abl_remove_isolated") == "yes",
+            score_augmented=cell.switch("abl_score_aug") == "yes",
+            augment=self._augment(cell),
+            seed=derive(cell.seed, "defense"),
+        )
+        isolated = defended.diagnostics.pop("isolated")
+        poisoned = len(labels) - len(self.split.train_labels)  # the poisoned copies come first
+        defended.diagnostics["isolated"] = len(isolated)
+        defended.diagnostics["isolation_precision"] = sum(i < poisoned for i in isolated) / len(isolated)
+        return defended
+
+    def _poisoned(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+        return poison(
+            self.split.train_images,
+            self.split.train_labels,
+            TRIGGERS[cell.attack],
+            cell.poison_ratio,
+            TARGET_CLASS,
+            derive(cell.seed, "poison"),
+        )
+
     def _augment(self, cell: Cell) -> Augment:
         if cell.switch("defence_aug") == "off":
             return NO_AUGMENT
@@ -168,16 +198,8 @@ class Work:
         return self._model[1], self._model[2]
 
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
-        from purifier_core.attacks import TRIGGERS
 
-        images, labels = poison(
-            self.split.train_images,
-            self.split.train_labels,
-            TRIGGERS[cell.attack],
-            cell.poison_ratio,
-            TARGET_CLASS,
-            derive(cell.seed, "poison"),
-        )
+        images, labels = self._poisoned(cell)
         model = self._blank(cell).train()
         recipe = _adapt(self.profile.backdoor, cell)
         effort = fit(
@@ -238,8 +260,8 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _adapt(recipe: Recipe, cell: Cell) -> Recipe:
-    if cell.switch("weight_decay") == "dampening":
-        return replace(recipe, weight_decay=0.0, dampening=1e-4)
+    if cell.switch("weight_decay") == "dampening":  # SGD allows no dampening with Nesterov momentum
+        return replace(recipe, weight_decay=0.0, dampening=1e-4, nesterov=False)
     return recipe
 
 

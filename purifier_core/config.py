@@ -26,6 +26,7 @@ LABELS = {
     "fine_pruning": "Fine-pruning",
     "mcr": "MCR",
     "nad": "NAD",
+    "abl": "ABL",
     "anp": "ANP",
     "channel": "Channel",
     "cube": "Cube",
@@ -71,9 +72,12 @@ class Switch:
     about: str
 
 
+NO_CLEAN_DATA = ("none", "abl")
+"""What needs no clean set: the undefended model, and ABL, which defends while training on the poisoned data."""
+
 _PURIFIER = GRANULARITIES
 _ALL = tuple(LABELS)
-_CLEAN_DATA = tuple(d for d in LABELS if d != "none")
+_CLEAN_DATA = tuple(d for d in LABELS if d not in NO_CLEAN_DATA)
 
 SWITCHES = {
     "init": Switch(INITS, _PURIFIER, "what Purifier starts from: the given model, all but the wrapped units, nothing"),
@@ -88,6 +92,8 @@ SWITCHES = {
     "fp_select": Switch(
         ("held-out", "test", "fixed"), ("fine_pruning",), "how many channels go: held-out drop, test ACC 91 %, 417/512"
     ),
+    "abl_remove_isolated": Switch(("yes", "no"), ("abl",), "leave the isolated images out of ABL's finetuning"),
+    "abl_score_aug": Switch(("no", "yes"), ("abl",), "score augmented images when ABL isolates, and unlearn on such"),
     "anp_steps": Switch(("profile", "16"), ("anp",), "mask updates: the profile's number, or the release's 16"),
 }
 
@@ -104,6 +110,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     dampening: float = 0.0
+    nesterov: bool = False
     tail: bool = False  # MCR's schedule: constant to half, linear down to 1 % at 90 %, then constant
 
     def lr_at(self, epoch: int) -> float:
@@ -120,6 +127,12 @@ FINETUNING = Recipe(20, 0.01)
 FINE_PRUNING = Recipe(20, 0.01)
 MCR = Recipe(40, 0.01, batch_size=128, tail=True)  # not released: the curve library's schedule
 NAD_STUDENT = Recipe(10, 0.1, milestones=(2, 4, 6, 8), gamma=0.5)
+# ABL's three stages: isolation, finetuning, unlearning
+ABL = (
+    Recipe(20, 0.1, nesterov=True),
+    Recipe(60, 0.1, milestones=(40,), nesterov=True),
+    Recipe(20, 5e-4, nesterov=True),
+)
 ANP_MASKS = Recipe(0, 0.2, batch_size=128, weight_decay=0.0)  # as many steps as asked for
 ANP_STEPS = 2000  # ANP's own; the release's loop comes to 16
 PURIFIER_STAGES = (Recipe(20, 0.01), Recipe(20, 0.01))  # the heads alone, then everything
@@ -139,6 +152,7 @@ class Profile:
     fine_pruning: Recipe = FINE_PRUNING
     mcr: Recipe = MCR
     nad: Recipe = NAD_STUDENT
+    abl: tuple[Recipe, Recipe, Recipe] = ABL
     anp: Recipe = ANP_MASKS
     anp_steps: int = ANP_STEPS
     purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
@@ -154,6 +168,7 @@ PROFILES = {
             1 / 8,
             backdoor=Recipe(20, 0.1, (15,)),
             threads=1,  # measured as fast as two for so narrow a network
+            abl=(Recipe(5, 0.1, nesterov=True), Recipe(12, 0.1, (9,), nesterov=True), ABL[2]),
             anp_steps=200,
         ),
         Profile(
@@ -166,6 +181,7 @@ PROFILES = {
             finetuning=Recipe(10, 0.01),
             fine_pruning=Recipe(10, 0.01),
             mcr=Recipe(20, 0.01, batch_size=128, tail=True),
+            abl=(Recipe(2, 0.1, nesterov=True), Recipe(5, 0.1, (4,), nesterov=True), ABL[2]),
             anp_steps=500,
             purifier=(Recipe(10, 0.01), Recipe(10, 0.01)),
         ),
@@ -179,7 +195,7 @@ class Cell:
     """One number pair (ACC, ASR) of the book, and everything that decides it.
 
     clean_size is on the paper's scale (3000 of MNIST's 60,000 = 5 %) whatever the profile's data; it is 0
-    for "none". switches holds only what departs from the intended method, as sorted (name, value) pairs.
+    for "none" and "abl". switches holds only what departs from the intended method, as sorted (name, value) pairs.
     """
 
     dataset: str = "mnist"
@@ -205,7 +221,7 @@ class Cell:
                 f"profile={self.profile!r} has only the digits that a package ships; for dataset={self.dataset!r} "
                 "take profile 'small' or 'paper'."
             )
-        if self.defense == "none":
+        if self.defense in NO_CLEAN_DATA:
             object.__setattr__(self, "clean_size", 0)
         else:
             check_clean_size(self.clean_size, self.dataset)
@@ -231,13 +247,15 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """Everything of the profile that bears on this cell, as plain values."""
         profile = PROFILES[self.profile]
-        found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": asdict(profile.backdoor)}
+        found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": _plain(profile.backdoor)}
         if self.defense in GRANULARITIES:
-            found["purifier"] = [asdict(r) for r in profile.purifier]
+            found["purifier"] = [_plain(r) for r in profile.purifier]
+        elif self.defense == "abl":
+            found["abl"] = [_plain(r) for r in profile.abl]
         elif self.defense != "none":
-            found[self.defense] = asdict(getattr(profile, self.defense))
+            found[self.defense] = _plain(getattr(profile, self.defense))
         if self.defense in ("nad", "mcr"):  # both begin with a finetuned copy
-            found["finetuning"] = asdict(profile.finetuning)
+            found["finetuning"] = _plain(profile.finetuning)
         if self.defense == "anp":
             found["anp_steps"] = profile.anp_steps
         return found
@@ -249,11 +267,17 @@ class Cell:
 
     def __str__(self) -> str:
         text = f"{self.dataset} {self.network} {self.attack} {100 * self.poison_ratio:g}% · {LABELS[self.defense]}"
-        if self.defense != "none":
+        if self.clean_size:
             text += f" · {self.clean_size} clean"
         for name, value in self.switches:
             text += f" · {name}={value}"
         return f"{text} · seed {self.seed} · {self.profile}"
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe for a key. Fields added since the first records stay out at their neutral value, so old keys hold."""
+    later = {"nesterov": False}
+    return {n: v for n, v in asdict(recipe).items() if n not in later or v != later[n]}
 
 
 def check_clean_size(value: Any, dataset: str) -> int:

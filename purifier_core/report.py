@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
 
 from purifier_core.config import Cell
-from purifier_core.experiments import Column, Table3
+from purifier_core.experiments import Column, Table
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
@@ -40,49 +40,55 @@ def estimate(values: dict[int, float]) -> Estimate:
 
 
 def estimates(results: Results) -> dict[tuple[int, Column, str], Estimate]:
-    """Ours, by (clean size, column, metric); what is missing is left out."""
+    """Ours, by (row, column, metric); what is missing is left out."""
     records: dict[Cell, Record] = {record.cell: record for record in results.records}
     found = {}
-    for size in results.experiment.clean_sizes():
+    for row in results.experiment.rows():
         for column in results.experiment.columns():
             for metric in METRICS:
                 values: dict[int, float] = {}
                 for seed in results.experiment.seeds:
-                    record = records.get(results.experiment.cell(column, size, seed, results.profile))
+                    record = records.get(results.experiment.cell(column, row, seed, results.profile))
                     if record is not None:
                         values[seed] = getattr(record, metric)
                 if values:
-                    found[size, column, metric] = estimate(values)
+                    found[row, column, metric] = estimate(values)
     return found
 
 
-def paper_values(experiment: Table3) -> dict[tuple[int, str, str], float]:
-    """The published percentages by (clean size, method name, metric)."""
+def paper_values(experiment: Table) -> dict[tuple[int, str, str], float]:
+    """The published percentages by (row, method name, metric)."""
     table = published(experiment.name)
+    axis = table[experiment.axis] if experiment.axis in table else table[f"{experiment.axis}_percent"] / 100
     return {
-        (row.clean_size, row.method, metric): getattr(row, f"{metric}_percent")
-        for row in table.itertuples()
+        (row, method, metric): value
         for metric in METRICS
+        for row, method, value in zip(axis, table.method, table[f"{metric}_percent"], strict=True)
     }
+
+
+def row_label(experiment: Table, row: Any) -> str:
+    """A value of the table's axis in words."""
+    return f"{row} clean images" if experiment.axis == "clean_size" else f"poison ratio {100 * row:g} %"
 
 
 def _paper(column: Column) -> str:
     return column.label.split(" (")[0]
 
 
-def table3(results: Results) -> pd.DataFrame:
-    """Table 3: for each clean size and metric the published row, ours with its interval, and ours minus published.
+def table(results: Results) -> pd.DataFrame:
+    """For each row of the axis and each metric the published line, ours with its interval, and ours minus published.
 
     Values are text in percent; "missing" where no record is, "–" where the paper has no number.
     """
     ours, paper = estimates(results), paper_values(results.experiment)
     rows: dict[tuple[int, str, str], dict[str, str]] = {}
-    for size in results.experiment.clean_sizes():
+    for row in results.experiment.rows():
         for metric in METRICS:
             lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "±95 %": {}, "difference": {}}
             for column in results.experiment.columns():
                 head = column.label
-                value, stated = ours.get((size, column, metric)), paper.get((size, _paper(column), metric))
+                value, stated = ours.get((row, column, metric)), paper.get((row, _paper(column), metric))
                 lines["published"][head] = "–" if stated is None else f"{stated:.2f}"
                 lines["ours"][head] = "missing" if value is None else f"{value.mean:.2f}"
                 half = None if value is None else value.half_width
@@ -91,20 +97,25 @@ def table3(results: Results) -> pd.DataFrame:
                 lines["difference"][head] = f"{value.mean - stated:+.2f}" if both else "–"  # type: ignore[union-attr,operator]
             if len(results.experiment.seeds) == 1:
                 del lines["±95 %"]
-            rows |= {(size, metric.upper(), source): line for source, line in lines.items()}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(rows, names=["clean", "metric", "%"])
-    return table
+            rows |= {(row, metric.upper(), source): line for source, line in lines.items()}
+    found = pd.DataFrame.from_dict(rows, orient="index")
+    found.index = pd.MultiIndex.from_tuples(rows, names=[results.experiment.axis, "metric", "%"])
+    return found
 
 
-def styled(table: pd.DataFrame) -> str:
-    """The table as HTML for notebook and book: scrollable on a phone, its rows marked by source."""
+def styled(table: pd.DataFrame, name: str) -> str:
+    """The table as HTML for notebook and book, with `name` as its id: scrollable, its cells marked by source."""
+    marks = {"published": "published", "ours": "ours", "±95 %": "interval", "difference": "difference"}
     classes = pd.DataFrame(
-        [[str(index[-1]).split()[0].strip("±")] * table.shape[1] for index in table.index],
+        [
+            ["missing" if value == "missing" else marks.get(index[-1], "") for value in row]
+            for index, row in zip(table.index, table.to_numpy(), strict=True)
+        ],
         index=table.index,
         columns=table.columns,
     )
-    style = table.style.set_td_classes(classes).set_table_attributes('class="results"')
+    style = table.style.set_uuid(name).set_td_classes(classes).set_table_attributes('class="results"')
+    style.cell_ids = False  # type: ignore[attr-defined]  # set by the constructor, unknown to the stubs
     return f'<div class="results-scroll">{style.to_html()}</div>'
 
 
@@ -115,14 +126,14 @@ def as_text(table: pd.DataFrame, width: int = 9) -> str:
 
 
 def diagnostics(results: Results) -> pd.DataFrame:
-    """What Purifier's units do, in percent: one row for each clean size and Purifier column, means over seeds."""
+    """What Purifier's units do, in percent: one row for each row and Purifier column, means over seeds."""
     groups: dict[tuple[int, str], list[Record]] = {}
     records = {record.cell: record for record in results.records}
-    for size in results.experiment.clean_sizes():
+    for row in results.experiment.rows():
         for column in results.experiment.columns():
-            cells = [results.experiment.cell(column, size, seed, results.profile) for seed in results.experiment.seeds]
+            cells = [results.experiment.cell(column, row, seed, results.profile) for seed in results.experiment.seeds]
             if found := [records[c] for c in cells if c in records and "clean" in records[c].diagnostics]:
-                groups[size, column.label] = found
+                groups[row, column.label] = found
     rows = {}
     for group, found in groups.items():
         inside = [(r.acc or 0.0, r.diagnostics["clean"], r.diagnostics["triggered"]) for r in found]
@@ -135,20 +146,27 @@ def diagnostics(results: Results) -> pd.DataFrame:
         }
     text = {g: {k: f"{100 * sum(v) / len(v):.1f}" for k, v in row.items()} for g, row in rows.items()}
     table = pd.DataFrame.from_dict(text, orient="index")
-    table.index = pd.MultiIndex.from_tuples(list(rows), names=["clean", "module"]) if rows else table.index
+    table.index = (
+        pd.MultiIndex.from_tuples(list(rows), names=[results.experiment.axis, "module"]) if rows else table.index
+    )
     return table
 
 
 def glued(results: Results) -> dict[str, Any]:
-    """The values that the book's prose takes from this table, at 3,000 clean images, in percent; nan if missing."""
-    ours = estimates(results)
+    """The values that the book's prose takes from this table, in percent; nan if missing.
+
+    Table 3's are named t3_<defense>[_<init>]_acc and ..._asr, Table 4's t4_...; they belong to the row that the
+    notebook shows by default.
+    """
+    experiment, ours = results.experiment, estimates(results)
+    prefix = "t" + experiment.name.removeprefix("table")
+    usual: Any = {field.name: field.default for field in fields(experiment)}[experiment.axis]
     seeds = ", ".join(map(str, sorted({r.cell.seed for r in results.records}))) or "none"
-    values: dict[str, Any] = {"t3_profile": results.profile, "t3_seeds": seeds}
-    for column in results.experiment.columns():
-        init = dict(column.switches).get("init")
-        name = "_".join(["t3", column.defense, *([init] if init else [])])
+    values: dict[str, Any] = {f"{prefix}_profile": results.profile, f"{prefix}_seeds": seeds}
+    for column in experiment.columns():
+        name = "_".join([prefix, column.defense, *dict(column.switches).values()])
         for metric in METRICS:
-            value = ours.get((3000, column, metric))
+            value = ours.get((usual, column, metric))
             values[f"{name}_{metric}"] = math.nan if value is None else value.mean
     return values
 
@@ -166,36 +184,35 @@ def provenance(results: Results) -> str:
         (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")
         for r in results.records
     )
-    gaps = f" {len(results.missing)} cells are missing." if results.missing else ""
+    gaps = f" Missing: {len(results.missing)}." if results.missing else ""
     return (
-        f"{len(results.records)} records at profile {results.profile}; seeds {each(seeds)}; data: "
+        f"Records shown: {len(results.records)}, profile {results.profile}; seeds {each(seeds)}; data: "
         f"{each(r.data['copy'] for r in results.records)}; device: "
         f"{each(r.provenance['device'] for r in results.records)}; code: {commits}.{gaps}"
     )
 
 
 def reading(results: Results) -> list[str]:
-    """Two lines about the smallest clean size shown, generated from the records."""
+    """Two lines about the table's hardest row, the smallest on its axis, generated from the records."""
     ours, paper = estimates(results), paper_values(results.experiment)
-    size = min(results.experiment.clean_sizes())
+    experiment = results.experiment
+    row = min(experiment.rows())
     shown = {
-        c: (ours[size, c, "acc"].mean, ours[size, c, "asr"].mean)
-        for c in results.experiment.columns()
-        if (size, c, "acc") in ours
+        c: (ours[row, c, "acc"].mean, ours[row, c, "asr"].mean) for c in experiment.columns() if (row, c, "acc") in ours
     }
     if not shown:
-        return [f"No record of Table 3 at profile {results.profile} is there yet."]
+        return [f"No record of this table at profile {results.profile} is there yet."]
     low = [f"{c.label} ({acc:.1f} / {asr:.1f})" for c, (acc, asr) in shown.items() if asr < 10]
     high = [c.label for c, (_, asr) in shown.items() if asr >= 90]
     lines = [
-        f"With {size} clean images (profile {results.profile}, n = {len(results.experiment.seeds)}), ASR is below 10 % "
+        f"At {row_label(experiment, row)} (profile {results.profile}, n = {len(experiment.seeds)}), ASR is below 10 % "
         f"for {', '.join(low) or 'no method'} (ACC / ASR in percent), and still 90 % or more for "
         f"{', '.join(high) or 'none'}."
     ]
     gaps = {
-        c: max(abs(value - paper[size, _paper(c), metric]) for metric, value in zip(METRICS, pair, strict=True))
+        c: max(abs(value - paper[row, _paper(c), metric]) for metric, value in zip(METRICS, pair, strict=True))
         for c, pair in shown.items()
-        if (size, _paper(c), "acc") in paper
+        if (row, _paper(c), "acc") in paper
     }
     if gaps:
         near = [c.label for c, gap in gaps.items() if gap <= 2]
@@ -207,19 +224,19 @@ def reading(results: Results) -> list[str]:
     return lines
 
 
-def figure3(results: Results, clean_size: int | None = None) -> Any:
-    """ACC and ASR of every column at one clean size (the smallest by default), published against ours."""
+def figure(results: Results) -> Any:
+    """ACC and ASR of every column at the table's hardest row, the smallest on its axis, published against ours."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     ours, paper = estimates(results), paper_values(results.experiment)
-    size = clean_size or min(results.experiment.clean_sizes())
+    row = min(results.experiment.rows())
     columns = results.experiment.columns()
     sns.set_theme(style="whitegrid", context="notebook")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.36 * len(columns) + 1.7), sharey=True, layout="constrained")
+    drawing, axes = plt.subplots(1, 2, figsize=(7, 0.32 * len(columns) + 1.6), sharey=True, layout="constrained")
     for axis, metric, title in zip(axes, METRICS, ("ACC: higher is better", "ASR: lower is better"), strict=True):
         for place, column in enumerate(columns):
-            value, stated = ours.get((size, column, metric)), paper.get((size, _paper(column), metric))
+            value, stated = ours.get((row, column, metric)), paper.get((row, _paper(column), metric))
             if value is not None and stated is not None:
                 axis.plot([stated, value.mean], [place, place], color="0.7", linewidth=2, zorder=1)
             if stated is not None:
@@ -245,7 +262,10 @@ def figure3(results: Results, clean_size: int | None = None) -> Any:
     axes[0].invert_yaxis()
     axes[0].scatter([], [], **PUBLISHED_MARK, label="published")
     axes[0].errorbar([], [], **OUR_MARK, label=f"ours ({results.profile})")
-    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
-    figure.suptitle(f"Table 3, {size} clean images", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    plt.close(figure)  # the notebook shows the value that this returns, once
-    return figure
+    drawing.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
+    number = results.experiment.name.removeprefix("table")
+    drawing.suptitle(
+        f"Table {number}, {row_label(results.experiment, row)}", x=0.01, ha="left", fontsize=12, fontweight="bold"
+    )
+    plt.close(drawing)  # the notebook shows the value that this returns, once
+    return drawing

@@ -4,12 +4,13 @@ Torch comes in only where something is computed, so that records can be read wit
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from purifier_core.config import PROFILES, Cell
-from purifier_core.experiments import Table3
+from purifier_core.experiments import Table
 from purifier_core.records import Record, Store
 
 
@@ -17,7 +18,7 @@ from purifier_core.records import Record, Store
 class Results:
     """What a run found or computed for an experiment, which profile it took and why, and what is missing or failed."""
 
-    experiment: Table3
+    experiment: Table
     profile: str
     reason: str
     records: list[Record] = field(default_factory=list)
@@ -32,8 +33,8 @@ class Results:
     @property
     def headline(self) -> str:
         """The first line of every output: which profile, why, and that it is not the paper's where it is not."""
-        caution = "" if self.profile == "paper" else " Not the paper's setting."
-        return f"Profile {self.profile}: {self.reason} ({PROFILES[self.profile].about}).{caution}"
+        caution = "" if self.profile == "paper" else "Not the paper's setting. "
+        return f"{caution}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}."
 
 
 def records_only() -> bool:
@@ -41,15 +42,15 @@ def records_only() -> bool:
     return os.environ.get("PURIFIER_RECORDS_ONLY", "") not in ("", "0")
 
 
-def resolve_profile(experiment: Table3, store: Store) -> tuple[str, str]:
+def resolve_profile(experiment: Table, store: Store) -> tuple[str, str]:
     """The profile to use, and why. "auto" is paper on a GPU, else quick; the book takes the best that has records."""
     if experiment.profile != "auto":
         return experiment.profile, "as asked"
     if records_only():
-        for name in ("paper", "small", "quick"):
-            if any(store.find(cell) for cell in experiment.cells(name)):
-                return name, "the largest one that has committed records"
-        return "small", "no records are committed yet"
+        # quick's records are no one's but this machine's; the book is made of committed ones
+        there = {name: sum(bool(store.find(c)) for c in experiment.cells(name)) for name in ("paper", "small")}
+        best = max(there, key=lambda name: there[name])  # the first of equals, so the larger profile
+        return (best, "the one with the most committed records") if there[best] else ("small", "no records yet")
     from purifier_core.training import pick_device
 
     if pick_device(experiment.device).type == "cuda":
@@ -57,19 +58,23 @@ def resolve_profile(experiment: Table3, store: Store) -> tuple[str, str]:
     return "quick", "no GPU is used"
 
 
-def look_up(experiment: Table3, store: Store | None = None) -> Results:
+def look_up(experiment: Table, store: Store | None = None) -> Results:
     """The experiment's records as they are; nothing is computed. The book widens it to all that is recorded."""
     store = store or Store()
     profile, reason = resolve_profile(experiment, store)
     if records_only():
         seeds = {r.cell.seed for r in store.all() if r.cell.profile == profile and not (r.failed or r.stale)}
-        experiment = replace(experiment, clean_size="all", seeds=sorted(seeds) or experiment.seeds)
+        experiment = replace(experiment, **{experiment.axis: "all"}, seeds=sorted(seeds) or experiment.seeds)
     results = Results(experiment, profile, reason)
-    results.sort_out({cell: store.find(cell) for cell in experiment.cells(profile)})
+    found = {cell: store.find(cell) for cell in experiment.cells(profile)}
+    copies = Counter(record.data["fingerprint"] for record in found.values() if record)
+    if len(copies) > 1:  # a table holds one copy of the data: the one with the most records
+        found = {cell: store.find(cell, copies.most_common(1)[0][0]) for cell in found}
+    results.sort_out(found)
     return results
 
 
-def run(experiment: Table3, store: Store | None = None, say: Callable[[str], Any] = print) -> Results:
+def run(experiment: Table, store: Store | None = None, say: Callable[[str], Any] = print) -> Results:
     """Find the experiment's records and compute the missing ones.
 
     A failing cell is recorded with its traceback and the others go on; KeyboardInterrupt stops at once, and the

@@ -129,6 +129,7 @@ def fit(
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         dampening=recipe.dampening,
+        nesterov=recipe.nesterov,
     )
     generator = torch.Generator().manual_seed(seed)
     per_epoch = math.ceil(len(images) / recipe.batch_size)

@@ -73,6 +73,8 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
         "nad_eval": "student",
         "nad_maps": "pre-pool",
         "fp_select": "held-out",
+        "abl_remove_isolated": "yes",
+        "abl_score_aug": "no",
         "anp_steps": "profile",
     }
 

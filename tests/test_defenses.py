@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.config import Recipe
+from purifier_core.defenses.abl import abl, local_gradient_ascent, sample_losses
 from purifier_core.defenses.anp import anp, prune
 from purifier_core.defenses.fine_pruning import FIXED_SHARE, fine_pruning, mean_activation
 from purifier_core.defenses.finetuning import finetuning
@@ -18,12 +19,18 @@ from purifier_core.training import NO_AUGMENT, accuracy, fit
 SHORT = Recipe(2, 0.01, batch_size=32)
 
 
-@pytest.fixture(scope="module")
-def victim(blobs) -> nn.Module:
-    """A small trained network with one convolutional unit named "0"."""
+@pytest.fixture
+def fresh() -> nn.Module:
+    """A small untrained network with one convolutional unit named "0"."""
     torch.manual_seed(0)
     unit = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-    model = nn.Sequential(unit, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)).train()
+    return nn.Sequential(unit, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)).eval()
+
+
+@pytest.fixture
+def victim(fresh, blobs) -> nn.Module:
+    """The same network, trained."""
+    model = fresh.train()
     fit(model, *blobs, Recipe(30, 0.1, batch_size=32), seed=0)
     assert accuracy(model, *blobs) > 0.9
     return model
@@ -34,6 +41,7 @@ DEFENSES = {
     "fine_pruning": lambda m, x, y, s: fine_pruning(m, x, y, site="0", recipe=SHORT, seed=s),
     "mcr": lambda m, x, y, s: mcr(m, x, y, recipe=SHORT, endpoint_recipe=SHORT, seed=s),
     "nad": lambda m, x, y, s: nad(m, x, y, sites=["0"], recipe=SHORT, teacher_recipe=SHORT, seed=s),
+    "abl": lambda m, x, y, s: abl(m, x, y, stages=(SHORT, SHORT, SHORT), seed=s),
     "anp": lambda m, x, y, s: anp(m, x, y, steps=6, seed=s),
 }
 
@@ -163,3 +171,39 @@ def test_anp_takes_the_largest_threshold_that_held_out_accuracy_allows(victim, b
 def test_anp_without_batchnorm_says_so(blobs):
     with pytest.raises(ValueError, match="BatchNorm"):
         anp(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), *blobs)
+
+
+def test_local_gradient_ascent_turns_at_gamma():
+    """Above 0.5 the loss itself, below it its negative: gradients of opposite sign."""
+    x, y = torch.eye(2), torch.tensor([0, 1])
+    for scale in (0.1, 5.0):  # cross-entropy about 0.64 and 0.007
+        weight = torch.full((), scale, requires_grad=True)
+        plain = F.cross_entropy(x * weight, y)
+        slope = torch.autograd.grad(plain, weight, retain_graph=True)[0]
+        value = local_gradient_ascent(lambda z, w=weight: z * w, x, y)
+        sign = 1 if plain > 0.5 else -1
+        assert value.item() == pytest.approx(sign * plain.item())
+        assert torch.autograd.grad(value, weight)[0] == sign * slope
+
+
+def test_abl_isolates_what_has_the_lowest_loss(fresh, blobs):
+    images, labels = blobs
+    none = Recipe(0, 0.1)
+    found = abl(fresh, images, labels, stages=(none, none, none))
+    with torch.no_grad():
+        losses = F.cross_entropy(fresh(images.float() / 255), labels, reduction="none")
+    assert set(found.diagnostics["isolated"]) == set(losses.argsort()[:2].tolist())
+    assert torch.allclose(sample_losses(fresh, images, labels, NO_AUGMENT, 0, batch_size=7), losses, atol=1e-5)
+
+
+@pytest.mark.parametrize(("remove", "seen"), [(True, 94), (False, 96)])
+def test_abl_finetunes_on_the_rest_and_unlearns_the_isolated(fresh, blobs, remove, seen):
+    none, one = Recipe(0, 0.1), Recipe(1, 0.01, batch_size=32, nesterov=True)
+    images, labels = blobs
+    tuned = abl(fresh, images, labels, stages=(none, one, none), remove_isolated=remove)
+    assert tuned.effort.images == seen
+    unlearned = abl(fresh, images, labels, stages=(none, none, Recipe(10, 0.01, nesterov=True)))
+    assert unlearned.effort.images == 20
+    picked = unlearned.diagnostics["isolated"]
+    before, after = (sample_losses(m, images[picked], labels[picked], NO_AUGMENT, 0) for m in (fresh, unlearned.model))
+    assert after.mean() > before.mean() + 0.1

@@ -212,7 +212,7 @@ def test_the_book_only_reads(store, monkeypatch):
     empty = runner.run(table(profile="auto"), say=lambda _: None)
     assert empty.profile == "small"
     assert len(empty.missing) == 1 + 2 * 3  # the book shows all three sizes
-    shown = report.table3(empty)
+    shown = report.table(empty)
     assert (shown.loc[(3000, "ACC", "ours")] == "missing").all()
     assert shown.loc[(3000, "ACC", "published"), "NAD"] == "99.33"
     store.save(example(cell=replace(example().cell, profile="paper"), key=Cell(profile="paper").key()))
@@ -232,7 +232,7 @@ def test_estimates_are_mean_and_t_interval():
 
 def test_the_table_shows_ours_against_the_paper(store):
     results = runner.Results(Table3(profile="small", methods="none"), "small", "as asked", [example()])
-    shown = report.table3(results)["No Defense"]
+    shown = report.table(results)["No Defense"]
     assert shown[3000, "ACC"].tolist() == ["99.27", "99.00", "-0.27"]
     assert shown[3000, "ASR"].tolist() == ["99.94", "100.00", "+0.06"]
 

@@ -25,7 +25,7 @@ def test_papermill_trains_and_shows_the_table(tmp_path):
     done = papermill(tmp_path / "out.ipynb", "clean_size=3000", "profile=quick")
     assert done.returncode == 0, done.stderr
     text = json.dumps(nbformat.read(tmp_path / "out.ipynb", as_version=4))
-    assert "Profile quick" in text
+    assert "Profile quick, as asked" in text
     assert "Not the paper's setting" in text
 
     from purifier_core.records import Store

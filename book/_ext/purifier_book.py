@@ -1,0 +1,43 @@
+"""What this book asks of Sphinx: pages that never compute, and a drawing that follows the page's colours."""
+
+import os
+from typing import Any
+
+from docutils import nodes
+from granularities import drawing
+from sphinx.application import Sphinx
+from sphinx.directives.patches import Figure
+
+DRAWINGS = {"granularities": drawing}
+
+
+class DrawnFigure(Figure):
+    """A numbered figure whose image is inline SVG: `{drawn-figure} granularities` with the options of `figure`."""
+
+    def run(self) -> list[nodes.Node]:
+        """Replace the image node that `figure` makes by the drawing of that name."""
+        draw = DRAWINGS[self.arguments[0]]
+        figure, *messages = super().run()
+        for image in list(figure.findall(nodes.image)):
+            image.parent.replace(image, nodes.raw("", draw(image.get("alt", "")), format="html"))
+        return [figure, *messages]
+
+
+def read_every_page(app: Sphinx, env: Any, *_: Any) -> set[str]:
+    """Name every page as outdated: Sphinx sees changed pages, not changed records."""
+    return env.found_docs
+
+
+def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out the scripts of a button that this book does not have; they name a CDN."""
+    scripts = context["script_files"]
+    context["script_files"] = [s for s in scripts if "thebe" not in f"{s.filename} {s.attributes}".lower()]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directive and the hooks, and let every notebook only read the committed records."""
+    os.environ["PURIFIER_RECORDS_ONLY"] = "1"
+    app.add_directive("drawn-figure", DrawnFigure)
+    app.connect("env-get-outdated", read_every_page)
+    app.connect("html-page-context", drop_thebe)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

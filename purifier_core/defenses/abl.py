@@ -1,0 +1,92 @@
+"""Anti-Backdoor Learning (Li et al., 2021): train on the poisoned set, isolate what is learned fastest, unlearn it.
+
+Unlike its neighbours it needs no clean data and no given model: it is handed the poisoned training set and a
+freshly initialised network, and trains that network to the end.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from purifier_core.config import ABL, Recipe
+from purifier_core.defenses import Defended
+from purifier_core.training import NO_AUGMENT, Augment, augmented, cross_entropy, fit
+
+GAMMA = 0.5
+"""The loss level below which local gradient ascent turns training back."""
+
+ISOLATED_SHARE = 0.01
+"""The share of the training set that is isolated and unlearned."""
+
+
+def local_gradient_ascent(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """sign(L - gamma) * L for the batch's mean cross-entropy L: what is learned fast is held back at gamma."""
+    loss = F.cross_entropy(model(x), y)
+    return (loss.detach() - GAMMA).sign() * loss
+
+
+def ascent(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The unlearning loss, minus cross-entropy."""
+    return -cross_entropy(model, x, y)
+
+
+def abl(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    stages: tuple[Recipe, Recipe, Recipe] = ABL,
+    remove_isolated: bool = True,
+    score_augmented: bool = False,
+    augment: Augment = Augment(),
+    seed: int = 0,
+) -> Defended:
+    """Train a copy of the fresh `model` on the poisoned `images` and `labels`: isolate, finetune, unlearn.
+
+    The isolated images are the ISOLATED_SHARE of lowest cross-entropy after the first stage, scored in eval mode;
+    their indices are in the diagnostics. Augmentation acts in finetuning alone. remove_isolated=False finetunes on
+    the isolated images too, and score_augmented augments the first, second and last step as well; the release
+    does both.
+    """
+    model = copy.deepcopy(model).train()
+    elsewhere = augment if score_augmented else NO_AUGMENT
+    effort = fit(
+        model,
+        images,
+        labels,
+        stages[0],
+        seed=seed,
+        augment=elsewhere,
+        loss=local_gradient_ascent,
+        title="ABL isolation",
+    )
+    scores = sample_losses(model, images, labels, elsewhere, seed)
+    order = scores.argsort(stable=True)
+    count = max(2, round(ISOLATED_SHARE * len(images)))
+    isolated, rest = order[:count], (order[count:] if remove_isolated else order).sort().values
+    model.train()
+    effort += fit(model, images[rest], labels[rest], stages[1], seed=seed + 1, augment=augment, title="ABL finetuning")
+    model.train()
+    effort += fit(
+        model,
+        images[isolated],
+        labels[isolated],
+        stages[2],
+        seed=seed + 2,
+        augment=elsewhere,
+        loss=ascent,
+        title="ABL unlearning",
+    )
+    return Defended(model, effort, {"isolated": isolated.tolist()})
+
+
+@torch.inference_mode()
+def sample_losses(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, augment: Augment, seed: int, batch_size: int = 1000
+) -> torch.Tensor:
+    """Cross-entropy of every image (N,), in the model's eval mode."""
+    batch = augmented(images, augment, torch.Generator().manual_seed(seed))
+    pieces = torch.arange(len(images), device=images.device).split(batch_size)
+    return torch.cat([F.cross_entropy(model(batch(i)), labels[i], reduction="none") for i in pieces])
