@@ -108,7 +108,7 @@ class Work:
         finetune = _adapt(profile.finetuning, cell)
         if name in GRANULARITIES:
             stages = (_adapt(profile.purifier[0], cell), _adapt(profile.purifier[1], cell))
-            purified, effort = purify(
+            purified = purify(
                 model,
                 images,
                 labels,
@@ -118,7 +118,7 @@ class Work:
                 bn_frozen_stats=cell.switch("bn_frozen_stats") == "yes",
                 **common,
             )
-            return Defended(purified, effort)
+            return Defended(purified, purified.effort)
         sites: Any = model  # the network names its own sites
         if name == "finetuning":
             return finetuning(model, images, labels, recipe=finetune, **common)

@@ -58,7 +58,8 @@ class Purified(nn.Module):
     """A model with purifier units in it; `forward(x)` gives logits, so it drops in where the model was.
 
     With `labels` the masks are chosen by them (training, or the oracle diagnostic); without, each unit uses
-    its own head's prediction. `sites` names the wrapped submodules in the order in which they run.
+    its own head's prediction. `sites` names the wrapped submodules in the order in which they run;
+    `effort` is what `purify` spent on it.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[str], granularity: str, context: _Context) -> None:
@@ -66,6 +67,7 @@ class Purified(nn.Module):
         self.model = model
         self.sites = tuple(sites)
         self.granularity = granularity
+        self.effort = Effort()
         self._context = context
 
     def units(self) -> list[Unit]:
@@ -189,8 +191,8 @@ def purify(
     bn_frozen_stats: bool = False,
     augment: Augment = Augment(),
     seed: int = 0,
-) -> tuple[Purified, Effort]:
-    """Purify `model` with clean uint8 `images` (N, 3, H, W) and `labels` (N,); the model itself is left alone.
+) -> Purified:
+    """A purified copy of `model`, trained on clean uint8 `images` (N, 3, H, W) and `labels` (N,), in eval mode.
 
     Stage 1 trains the heads alone, stage 2 everything, both on CE(main) + sum of CE(heads).
 
@@ -219,8 +221,6 @@ def purify(
     purified = attach(model, sites, granularity, num_classes, example, seed)
     _assert_only_heads_are_new(model, purified)
     heads = [p for unit in purified.units() for p in unit.head.parameters()]
-    effort = Effort()
-
     for number, recipe in enumerate(stages, start=1):
         alone = number == 1
         for parameter in purified.parameters():
@@ -230,7 +230,7 @@ def purify(
         purified.train()
         if alone and bn_frozen_stats:
             purified.model.eval()
-        effort += fit(
+        purified.effort += fit(
             purified,
             images,
             labels,
@@ -241,7 +241,7 @@ def purify(
             parameters=heads if alone else None,
             title=f"{granularity} stage {number}",
         )
-    return purified, effort
+    return purified
 
 
 def _joint_loss(purified: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

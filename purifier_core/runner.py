@@ -30,6 +30,12 @@ class Results:
         self.records = [record for record in found.values() if record]
         self.missing = [cell for cell, record in found.items() if record is None]
 
+    def stop_if_failed(self) -> None:
+        """Raise RuntimeError if a cell failed: called after all else is shown, so that the exit status says it."""
+        if self.failed:
+            lines = "\n".join(describe(record) for record in self.failed)
+            raise RuntimeError(f"these cells failed, and are recorded with their tracebacks:\n{lines}")
+
     @property
     def headline(self) -> str:
         """The first line of every output: which profile, why, and that it is not the paper's where it is not."""

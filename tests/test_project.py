@@ -108,3 +108,18 @@ def test_published_numbers_are_the_supplements():
     assert len(table) == 27
     row = table[(table.clean_size == 3000) & (table.method == "Feature")].iloc[0]
     assert (row.acc_percent, row.asr_percent) == (97.82, 0.28)
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/running.md"])
+def test_the_code_that_readers_copy_runs(page):
+    import torch
+    from torchvision.models import resnet18
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+    assert blocks
+    images, labels = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8), torch.arange(12) % 10
+    x = images[:4].float() / 255
+    given = {"model": resnet18(num_classes=10), "images": images, "labels": labels, "x": x, "y": labels[:4]}
+    for block in blocks:
+        exec(block, given)
+    assert given["logits"].shape == (4, 10)

@@ -135,7 +135,7 @@ def test_init_decides_what_survives(init, kept, blobs):
         nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()), nn.Flatten(), nn.Linear(64, 3)
     )
     still = (Recipe(0, 0.01), Recipe(0, 0.01))
-    purified, _ = purify(model, *blobs, granularity="channel", sites=["1"], init=init, stages=still)
+    purified = purify(model, *blobs, granularity="channel", sites=["1"], init=init, stages=still)
     bare = detach(purified)
     survived = {
         name
@@ -149,7 +149,7 @@ def test_stage_1_trains_the_heads_alone(blobs):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     for frozen in (False, True):
-        purified, effort = purify(
+        purified = purify(
             model,
             *blobs,
             granularity="feature",
@@ -164,8 +164,8 @@ def test_stage_1_trains_the_heads_alone(blobs):
             purified.units()[0].head.weight,
             attach(model, ["2"], "feature", 3, to_float(blobs[0])).units()[0].head.weight,
         )
-        assert effort.epochs == 2
-        assert effort.images == 192
+        assert purified.effort.epochs == 2
+        assert purified.effort.images == 192
 
 
 def test_purify_learns_leaves_the_model_alone_and_is_deterministic(blobs):
@@ -173,7 +173,7 @@ def test_purify_learns_leaves_the_model_alone_and_is_deterministic(blobs):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
     before = copy.deepcopy(model.state_dict())
     stages = (Recipe(5, 0.05, batch_size=16), Recipe(20, 0.05, batch_size=16))
-    runs = [purify(model, *blobs, granularity="channel", sites=["1"], stages=stages, seed=7)[0] for _ in range(2)]
+    runs = [purify(model, *blobs, granularity="channel", sites=["1"], stages=stages, seed=7) for _ in range(2)]
     assert all(torch.equal(model.state_dict()[n], t) for n, t in before.items())
     assert all(torch.equal(a, b) for a, b in zip(*(r.state_dict().values() for r in runs), strict=True))
     seen = diagnose(runs[0], *blobs)
