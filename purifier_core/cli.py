@@ -8,8 +8,9 @@ from dataclasses import fields
 from typing import Any
 
 from purifier_core import runner
-from purifier_core.config import PROFILES, ConfigError
+from purifier_core.config import ConfigError
 from purifier_core.experiments import EXPERIMENTS, Table
+from purifier_core.profiles import PROFILES
 from purifier_core.records import Store
 
 _HELP = {

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from purifier_core import data
-from purifier_core.attacks import TRIGGERS, asr_set, poison
-from purifier_core.config import GRANULARITIES, PAPER_TRAIN_SIZE, PROFILES, TARGET_CLASS, Cell, Recipe, integer
+from purifier_core.attacks import Trigger, asr_set, make_trigger, poison
+from purifier_core.config import GRANULARITIES, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
 from purifier_core.defenses import Defended
 from purifier_core.defenses.abl import abl
 from purifier_core.defenses.anp import anp
@@ -28,6 +28,7 @@ from purifier_core.defenses.finetuning import finetuning
 from purifier_core.defenses.mcr import mcr
 from purifier_core.defenses.nad import nad
 from purifier_core.models import build
+from purifier_core.profiles import PROFILES, Recipe
 from purifier_core.purifier import diagnose, purify
 from purifier_core.records import Record, Store, provenance, write_atomically
 from purifier_core.training import NO_AUGMENT, Augment, evaluate, fit, pick_device
@@ -71,7 +72,7 @@ class Work:
 
     def _measure(self, cell: Cell, model: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
         x, y = self.split.test_images, self.split.test_labels
-        triggered = asr_set(x, y, TRIGGERS[cell.attack], TARGET_CLASS)
+        triggered = asr_set(x, y, self._trigger(cell.backdoored()), TARGET_CLASS)
         diagnostics: dict[str, Any] = {}
         if cell.defense == "none":
             effort = training["effort"]
@@ -170,13 +171,28 @@ class Work:
         return defended
 
     def _poisoned(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+        if cell.attack == "none":
+            return self.split.train_images, self.split.train_labels
         return poison(
             self.split.train_images,
             self.split.train_labels,
-            TRIGGERS[cell.attack],
+            self._trigger(cell.backdoored()),
             cell.poison_ratio,
             TARGET_CLASS,
             derive(cell.seed, "poison"),
+            clean_label=cell.switch("sig_label") == "clean",
+        )
+
+    def _trigger(self, cell: Cell) -> Trigger:
+        """The trigger of a "none" cell; Trojan and CL make theirs from the clean model of the same seed."""
+        return make_trigger(
+            cell.attack,
+            cell.switch,
+            derive(cell.seed, "trigger"),
+            self.split.train_images,
+            self.split.train_labels,
+            TARGET_CLASS,
+            lambda: (self._cached(cell.reference()) or self._train(cell.reference()))[0],
         )
 
     def _augment(self, cell: Cell) -> Augment:

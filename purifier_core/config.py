@@ -1,4 +1,4 @@
-"""What one number of the book is: a `Cell`, the profile that sizes it, and the switches that vary it.
+"""What one number of the book is: a `Cell`, and the switches that vary it.
 
 Every value here is small, frozen and checked on construction. Nothing imports torch, so that the
 book and the reports can name cells on a machine that never trains.
@@ -7,8 +7,10 @@ book and the reports can name cells on a machine that never trains.
 import difflib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from purifier_core.profiles import PROFILES, Recipe
 
 TARGET_CLASS = 5
 """The attacker's class in every experiment of the authors' release."""
@@ -16,8 +18,8 @@ TARGET_CLASS = 5
 PAPER_TRAIN_SIZE = {"mnist": 60_000, "cifar10": 50_000, "gtsrb": 39_209}
 """Training images of each original dataset: the scale on which a clean size is given."""
 
-NETWORKS = ("vgg16",)
-ATTACKS = ("badnets",)
+NETWORKS = ("vgg16", "resnet18")
+ATTACKS = ("badnets", "trojan", "blend", "sig", "cl")
 GRANULARITIES = ("channel", "cube", "feature")
 INITS = ("full", "partial", "random")
 LABELS = {
@@ -68,7 +70,7 @@ class Switch:
     """A choice between the method as intended (the first value) and a behaviour of the released code."""
 
     values: tuple[str, ...]
-    applies: tuple[str, ...]  # the defenses it changes; "backdoor" when it changes the backdoored model too
+    applies: tuple[str, ...]  # the defenses or attacks it changes; "backdoor" when it changes the backdoored model
     about: str
 
 
@@ -87,6 +89,13 @@ SWITCHES = {
     "weight_decay": Switch(
         ("intended", "dampening"), ("backdoor", *_ALL), "1e-4, or 0 with dampening 1e-4 as the release effectively runs"
     ),
+    "trojan_add": Switch(("saturate", "wrap"), ("backdoor", "trojan"), "how Trojan's pattern is added to 8-bit pixels"),
+    "blend_noise": Switch(("fixed", "redraw"), ("backdoor", "blend"), "one noise image, or new noise for every image"),
+    "sig_map": Switch(("stripes", "sinusoid"), ("backdoor", "sig"), "the release's stored map, or the usual sinusoid"),
+    "sig_label": Switch(("dirty", "clean"), ("backdoor", "sig"), "flip labels as released, or poison class 5 alone"),
+    "cl_sign": Switch(
+        ("kept", "lost"), ("backdoor", "cl"), "lost: negative pixels of the pattern turn bright, as saved"
+    ),
     "nad_eval": Switch(("student", "teacher"), ("nad",), "which of NAD's two networks is the result"),
     "nad_maps": Switch(("pre-pool", "post-pool"), ("nad",), "where NAD's attention maps are taken"),
     "fp_select": Switch(
@@ -99,103 +108,12 @@ SWITCHES = {
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How long and how fast SGD goes. One step is one batch; `milestones` are epochs."""
-
-    epochs: int
-    lr: float
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    batch_size: int = 64
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    dampening: float = 0.0
-    nesterov: bool = False
-    tail: bool = False  # MCR's schedule: constant to half, linear down to 1 % at 90 %, then constant
-
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch (counted from 0)."""
-        if self.tail:
-            progress = epoch / self.epochs
-            return self.lr * min(1.0, max(0.01, 1.0 - 0.99 * (progress - 0.5) / 0.4))
-        return self.lr * self.gamma ** sum(epoch >= m for m in self.milestones)
-
-
-# The released schedules, where the release has one; a profile may shorten them.
-BACKDOOR = Recipe(80, 0.1, milestones=(70,))
-FINETUNING = Recipe(20, 0.01)
-FINE_PRUNING = Recipe(20, 0.01)
-MCR = Recipe(40, 0.01, batch_size=128, tail=True)  # not released: the curve library's schedule
-NAD_STUDENT = Recipe(10, 0.1, milestones=(2, 4, 6, 8), gamma=0.5)
-# ABL's three stages: isolation, finetuning, unlearning
-ABL = (
-    Recipe(20, 0.1, nesterov=True),
-    Recipe(60, 0.1, milestones=(40,), nesterov=True),
-    Recipe(20, 5e-4, nesterov=True),
-)
-ANP_MASKS = Recipe(0, 0.2, batch_size=128, weight_decay=0.0)  # as many steps as asked for
-ANP_STEPS = 2000  # ANP's own; the release's loop comes to 16
-PURIFIER_STAGES = (Recipe(20, 0.01), Recipe(20, 0.01))  # the heads alone, then everything
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One size of the experiment. `paper` is the reference; the others shrink only what they name."""
-
-    name: str
-    about: str
-    data: str  # "full" or "embedded" (the digits that a package ships)
-    width: float
-    threads: int | None = None  # CPU threads for one cell; a fixed number makes results equal on any core count
-    backdoor: Recipe = BACKDOOR
-    finetuning: Recipe = FINETUNING
-    fine_pruning: Recipe = FINE_PRUNING
-    mcr: Recipe = MCR
-    nad: Recipe = NAD_STUDENT
-    abl: tuple[Recipe, Recipe, Recipe] = ABL
-    anp: Recipe = ANP_MASKS
-    anp_steps: int = ANP_STEPS
-    purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
-
-
-PROFILES = {
-    p.name: p
-    for p in (
-        Profile(
-            "quick",
-            "minutes on two cores: 5,000 digits, width 1/8",
-            "embedded",
-            1 / 8,
-            backdoor=Recipe(20, 0.1, (15,)),
-            threads=1,  # measured as fast as two for so narrow a network
-            abl=(Recipe(5, 0.1, nesterov=True), Recipe(12, 0.1, (9,), nesterov=True), ABL[2]),
-            anp_steps=200,
-        ),
-        Profile(
-            "small",
-            "an hour or so on a CPU: full data, width 1/8, half the defense epochs",
-            "full",
-            1 / 8,
-            backdoor=Recipe(6, 0.1, (4,)),
-            threads=1,
-            finetuning=Recipe(10, 0.01),
-            fine_pruning=Recipe(10, 0.01),
-            mcr=Recipe(20, 0.01, batch_size=128, tail=True),
-            abl=(Recipe(2, 0.1, nesterov=True), Recipe(5, 0.1, (4,), nesterov=True), ABL[2]),
-            anp_steps=500,
-            purifier=(Recipe(10, 0.01), Recipe(10, 0.01)),
-        ),
-        Profile("paper", "a GPU: the paper's network and schedule", "full", 1.0),
-    )
-}
-
-
-@dataclass(frozen=True)
 class Cell:
     """One number pair (ACC, ASR) of the book, and everything that decides it.
 
     clean_size is on the paper's scale (3000 of MNIST's 60,000 = 5 %) whatever the profile's data; it is 0
-    for "none" and "abl". switches holds only what departs from the intended method, as sorted (name, value) pairs.
+    for "none" and "abl". attack "none" is a clean model. switches holds only what departs from the intended method,
+    as sorted (name, value) pairs.
     """
 
     dataset: str = "mnist"
@@ -211,11 +129,14 @@ class Cell:
     def __post_init__(self) -> None:
         one_of("dataset", self.dataset, PAPER_TRAIN_SIZE)
         one_of("network", self.network, NETWORKS)
-        one_of("attack", self.attack, ATTACKS)
+        one_of("attack", self.attack, (*ATTACKS, "none"))
         one_of("defense", self.defense, LABELS)
         one_of("profile", self.profile, PROFILES)
         integer("seed", self.seed, 0, 2**31 - 1)
-        check_poison_ratio(self.poison_ratio)
+        if self.attack == "none":
+            object.__setattr__(self, "poison_ratio", 0.0)
+        else:
+            check_poison_ratio(self.poison_ratio)
         if PROFILES[self.profile].data == "embedded" and self.dataset != "mnist":
             raise ConfigError(
                 f"profile={self.profile!r} has only the digits that a package ships; for dataset={self.dataset!r} "
@@ -229,7 +150,8 @@ class Cell:
         for name, value in sorted(dict(self.switches).items()):
             one_of("switch", name, SWITCHES)
             one_of(name, value, SWITCHES[name].values)
-            if self.defense in SWITCHES[name].applies and value != SWITCHES[name].values[0]:
+            bears = {self.defense, self.attack} & set(SWITCHES[name].applies)
+            if bears and value != SWITCHES[name].values[0]:
                 kept.append((name, value))
         object.__setattr__(self, "switches", tuple(kept))
 
@@ -240,9 +162,11 @@ class Cell:
     def backdoored(self) -> "Cell":
         """The cell of the undefended model that this cell starts from."""
         shared = tuple((n, v) for n, v in self.switches if "backdoor" in SWITCHES[n].applies)
-        return Cell(
-            self.dataset, self.network, self.attack, self.poison_ratio, "none", 0, self.seed, self.profile, shared
-        )
+        return replace(self, defense="none", switches=shared)
+
+    def reference(self) -> "Cell":
+        """The cell of the clean model that Trojan and CL make their trigger from."""
+        return replace(self.backdoored(), attack="none")
 
     def settings(self) -> dict[str, Any]:
         """Everything of the profile that bears on this cell, as plain values."""

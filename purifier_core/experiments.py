@@ -11,13 +11,13 @@ from purifier_core.config import (
     GRANULARITIES,
     INITS,
     LABELS,
-    PROFILES,
     Cell,
     ConfigError,
     check_clean_size,
     check_poison_ratio,
     one_of,
 )
+from purifier_core.profiles import PROFILES
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""VGG-16 for 32x32 images, as the authors' release builds it, with a width factor."""
+"""VGG-16 and ResNet-18 for 32x32 images, as the authors' release builds them, with a width factor."""
 
 from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of VGG-16's 13 convolutions, block by block."""
@@ -32,6 +33,10 @@ class VGG16(nn.Module):
     }
     last_conv = "block5.2"
 
+    def trojan_unit(self) -> tuple[str, int]:
+        """The neuron that the release's Trojan drives: the largest BatchNorm scale of the first hidden layer."""
+        return "classifier.0", int(self.get_parameter("classifier.0.1.weight").argmax())
+
     def __init__(self, num_classes: int, width: float = 1.0) -> None:
         super().__init__()
         channels = 3
@@ -53,8 +58,62 @@ class VGG16(nn.Module):
         return self.classifier(x.flatten(1))
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm, and a shortcut that is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """CIFAR-style ResNet-18: (N, 3, 32, 32) images in [0, 1] to (N, num_classes) logits.
+
+    A 3x3 stem of stride 1 without pooling, four stages of two blocks (strides 1, 2, 2, 2), global average, one
+    linear layer. Convolutions start from Kaiming's normal distribution, fan-out mode. At width 1 there are
+    11,173,962 parameters for 10 classes. The sites are those of `VGG16`; stage 4 works on 4x4 maps.
+    """
+
+    purifier_sites: ClassVar = dict.fromkeys(("channel", "cube", "feature"), ("stage4.0", "stage4.1"))
+    attention_sites: ClassVar = dict.fromkeys(("pre-pool", "post-pool"), ("stage2", "stage3", "stage4"))
+    last_conv = "stage4.1"
+
+    def trojan_unit(self) -> tuple[str, int]:
+        """The channel that the release's Trojan drives: the last block's filter of largest weight sum."""
+        return "stage4.1", int(self.get_parameter("stage4.1.conv2.weight").sum((1, 2, 3)).argmax())
+
+    def __init__(self, num_classes: int, width: float = 1.0) -> None:
+        super().__init__()
+        sizes = [max(1, round(width * c)) for c in (64, 128, 256, 512)]
+        channels = sizes[0]
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        for number, (out, stride) in enumerate(zip(sizes, (1, 2, 2, 2), strict=True), start=1):
+            self.add_module(f"stage{number}", nn.Sequential(BasicBlock(channels, out, stride), BasicBlock(out, out, 1)))
+            channels = out
+        self.classifier = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for number in range(1, 5):
+            x = self.get_submodule(f"stage{number}")(x)
+        return self.classifier(x.mean((2, 3)))
+
+
 def build(network: str, num_classes: int, width: float, seed: int) -> nn.Module:
     """A freshly initialised network by name, the same one for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"vgg16": VGG16}[network](num_classes, width)
+        return {"vgg16": VGG16, "resnet18": ResNet18}[network](num_classes, width)

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import GRANULARITIES, INITS, PURIFIER_STAGES, Recipe, one_of
+from purifier_core.config import GRANULARITIES, INITS, one_of
+from purifier_core.profiles import PURIFIER_STAGES, Recipe
 from purifier_core.training import Augment, Effort, fit, to_float
 
 

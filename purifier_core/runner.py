@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from purifier_core.config import PROFILES, Cell
+from purifier_core.config import Cell
 from purifier_core.experiments import Table
+from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store
 
 

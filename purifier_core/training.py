@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import ConfigError, Recipe, one_of
+from purifier_core.config import ConfigError, one_of
+from purifier_core.profiles import Recipe
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """From (model, images (B, 3, H, W) float in [0, 1], labels (B,)) to a scalar."""

@@ -5,15 +5,9 @@ import dataclasses
 import pytest
 
 from purifier_core import config
-from purifier_core.config import (
-    LABELS,
-    PROFILES,
-    SWITCHES,
-    Cell,
-    ConfigError,
-    Recipe,
-)
+from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError
 from purifier_core.experiments import Table3, from_notebook, parse_names, parse_seeds
+from purifier_core.profiles import PROFILES, Recipe
 
 BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")
 
@@ -70,6 +64,11 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
         "defence_aug": "on",
         "flip": "dataset",
         "weight_decay": "intended",
+        "trojan_add": "saturate",
+        "blend_noise": "fixed",
+        "sig_map": "stripes",
+        "sig_label": "dirty",
+        "cl_sign": "kept",
         "nad_eval": "student",
         "nad_maps": "pre-pool",
         "fp_select": "held-out",

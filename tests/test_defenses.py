@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import Recipe
 from purifier_core.defenses.abl import abl, local_gradient_ascent, sample_losses
 from purifier_core.defenses.anp import anp, prune
 from purifier_core.defenses.fine_pruning import FIXED_SHARE, fine_pruning, mean_activation
 from purifier_core.defenses.finetuning import finetuning
 from purifier_core.defenses.mcr import curve_point, mcr, recount_batchnorm
 from purifier_core.defenses.nad import attention, nad
+from purifier_core.profiles import Recipe
 from purifier_core.training import NO_AUGMENT, accuracy, fit
 
 SHORT = Recipe(2, 0.01, batch_size=32)

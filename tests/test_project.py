@@ -86,7 +86,7 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
 
 
 def test_an_import_only_points_down():
-    order = ["config", "data", "attacks", "models", "training", "purifier", "defenses"]
+    order = ["profiles", "config", "data", "models", "training", "attacks", "purifier", "defenses"]
     order += ["experiments", "records", "compute", "runner", "report", "cli"]
     for path in (ROOT / "purifier_core").rglob("*.py"):
         parts = path.relative_to(ROOT / "purifier_core").with_suffix("").parts

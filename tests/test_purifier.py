@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from purifier_core.config import ConfigError, Recipe
-from purifier_core.models import VGG16
+from purifier_core.config import ConfigError
+from purifier_core.models import VGG16, ResNet18
+from purifier_core.profiles import Recipe
 from purifier_core.purifier import Purified, attach, detach, diagnose, purify
 from purifier_core.training import to_float
 
@@ -88,6 +89,11 @@ def test_gradient_reaches_the_head_through_the_mask_too(granularity):
     [
         (lambda: VGG16(10, 1 / 8), VGG16.purifier_sites, {"channel": 64, "cube": 1024, "feature": 256}),
         (
+            lambda: ResNet18(10, 1 / 8),
+            ResNet18.purifier_sites,
+            {"channel": 64, "cube": 16, "feature": 1024},
+        ),
+        (
             lambda: resnet18(num_classes=10),
             dict.fromkeys(("channel", "cube", "feature"), ("layer3.0", "layer3.1")),
             {"channel": 256, "cube": 4, "feature": 1024},
@@ -98,7 +104,7 @@ def test_gradient_reaches_the_head_through_the_mask_too(granularity):
             {"channel": 4, "cube": 900, "feature": 3600},
         ),
     ],
-    ids=["vgg16", "torchvision resnet18", "sequential"],
+    ids=["vgg16", "resnet18", "torchvision resnet18", "sequential"],
 )
 @pytest.mark.parametrize("granularity", ["channel", "cube", "feature"])
 def test_plugs_in_saves_loads_and_comes_off(network, sites, sizes, granularity, tmp_path):

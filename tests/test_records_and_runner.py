@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from purifier_core import cli, compute, records, report, runner
-from purifier_core.config import PROFILES, Cell, ConfigError, Recipe
+from purifier_core.config import Cell, ConfigError
 from purifier_core.experiments import Table3
+from purifier_core.profiles import PROFILES, Recipe
 from purifier_core.records import CorruptRecord, Record, Store, read, write_atomically
 
 TINY = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": Recipe(1, 0.01), "nad": Recipe(1, 0.01)}

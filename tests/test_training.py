@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import BACKDOOR, MCR, NAD_STUDENT, ConfigError, Recipe
-from purifier_core.models import VGG16, build
+from purifier_core.config import ConfigError
+from purifier_core.models import VGG16, ResNet18, build
+from purifier_core.profiles import BACKDOOR, MCR, NAD_STUDENT, Recipe
 from purifier_core.training import (
     NO_AUGMENT,
     Augment,
@@ -37,6 +38,17 @@ def test_vgg16_is_the_papers():
         1024,
     ]
     assert VGG16(43, 1 / 8).eval()(torch.rand(1, 3, 32, 32)).shape == (1, 43)
+
+
+def test_resnet18_is_the_papers():
+    model = ResNet18(10)
+    assert sum(p.numel() for p in model.parameters()) == 11_173_962
+    assert sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)) == 4800
+    seen = []
+    model.stage4[1].register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
+    assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == [(2, 512, 4, 4)]
+    assert ResNet18(43, 1 / 8).eval()(torch.rand(1, 3, 32, 32)).shape == (1, 43)
 
 
 def test_build_depends_on_the_seed_alone():

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import ABL, Recipe
 from purifier_core.defenses import Defended
+from purifier_core.profiles import ABL, Recipe
 from purifier_core.training import NO_AUGMENT, Augment, augmented, cross_entropy, fit
 
 GAMMA = 0.5

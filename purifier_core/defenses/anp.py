@@ -13,8 +13,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from purifier_core.config import ANP_MASKS, ANP_STEPS, Recipe
 from purifier_core.defenses import Defended, held_out
+from purifier_core.profiles import ANP_MASKS, ANP_STEPS, Recipe
 from purifier_core.training import Augment, accuracy, fit
 
 ALPHA, EPSILON = 0.2, 0.4

@@ -10,8 +10,9 @@ import copy
 import torch
 from torch import nn
 
-from purifier_core.config import FINE_PRUNING, Recipe, one_of
+from purifier_core.config import one_of
 from purifier_core.defenses import Defended, held_out
+from purifier_core.profiles import FINE_PRUNING, Recipe
 from purifier_core.training import Augment, accuracy, fit, to_float
 
 MAX_DROP = 0.04

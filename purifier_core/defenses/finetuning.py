@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from purifier_core.config import FINETUNING, Recipe
 from purifier_core.defenses import Defended
+from purifier_core.profiles import FINETUNING, Recipe
 from purifier_core.training import Augment, fit
 
 

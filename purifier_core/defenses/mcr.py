@@ -14,9 +14,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from purifier_core.config import FINETUNING, MCR, Recipe
 from purifier_core.defenses import Defended
 from purifier_core.defenses.finetuning import finetuning
+from purifier_core.profiles import FINETUNING, MCR, Recipe
 from purifier_core.training import Augment, fit, to_float
 
 T = 0.1

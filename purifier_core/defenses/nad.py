@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import FINETUNING, NAD_STUDENT, Recipe, one_of
+from purifier_core.config import one_of
 from purifier_core.defenses import Defended
 from purifier_core.defenses.finetuning import finetuning
+from purifier_core.profiles import FINETUNING, NAD_STUDENT, Recipe
 from purifier_core.training import Augment, fit
 
 BETA_FIRST, BETA = 500.0, 1000.0

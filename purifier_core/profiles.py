@@ -1,0 +1,95 @@
+"""How long and how large: the training recipes, and the three sizes of every experiment."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast SGD goes. One step is one batch; `milestones` are epochs."""
+
+    epochs: int
+    lr: float
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    dampening: float = 0.0
+    nesterov: bool = False
+    tail: bool = False  # MCR's schedule: constant to half, linear down to 1 % at 90 %, then constant
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch (counted from 0)."""
+        if self.tail:
+            progress = epoch / self.epochs
+            return self.lr * min(1.0, max(0.01, 1.0 - 0.99 * (progress - 0.5) / 0.4))
+        return self.lr * self.gamma ** sum(epoch >= m for m in self.milestones)
+
+
+# The released schedules, where the release has one; a profile may shorten them.
+BACKDOOR = Recipe(80, 0.1, milestones=(70,))
+FINETUNING = Recipe(20, 0.01)
+FINE_PRUNING = Recipe(20, 0.01)
+MCR = Recipe(40, 0.01, batch_size=128, tail=True)  # not released: the curve library's schedule
+NAD_STUDENT = Recipe(10, 0.1, milestones=(2, 4, 6, 8), gamma=0.5)
+# ABL's three stages: isolation, finetuning, unlearning
+ABL = (
+    Recipe(20, 0.1, nesterov=True),
+    Recipe(60, 0.1, milestones=(40,), nesterov=True),
+    Recipe(20, 5e-4, nesterov=True),
+)
+ANP_MASKS = Recipe(0, 0.2, batch_size=128, weight_decay=0.0)  # as many steps as asked for
+ANP_STEPS = 2000  # ANP's own; the release's loop comes to 16
+PURIFIER_STAGES = (Recipe(20, 0.01), Recipe(20, 0.01))  # the heads alone, then everything
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the experiment. `paper` is the reference; the others shrink only what they name."""
+
+    name: str
+    about: str
+    data: str  # "full" or "embedded" (the digits that a package ships)
+    width: float
+    threads: int | None = None  # CPU threads for one cell; a fixed number makes results equal on any core count
+    backdoor: Recipe = BACKDOOR
+    finetuning: Recipe = FINETUNING
+    fine_pruning: Recipe = FINE_PRUNING
+    mcr: Recipe = MCR
+    nad: Recipe = NAD_STUDENT
+    abl: tuple[Recipe, Recipe, Recipe] = ABL
+    anp: Recipe = ANP_MASKS
+    anp_steps: int = ANP_STEPS
+    purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
+
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile(
+            "quick",
+            "minutes on two cores: 5,000 digits, width 1/8",
+            "embedded",
+            1 / 8,
+            backdoor=Recipe(20, 0.1, (15,)),
+            threads=1,  # measured as fast as two for so narrow a network
+            abl=(Recipe(5, 0.1, nesterov=True), Recipe(12, 0.1, (9,), nesterov=True), ABL[2]),
+            anp_steps=200,
+        ),
+        Profile(
+            "small",
+            "an hour or so on a CPU: full data, width 1/8, half the defense epochs",
+            "full",
+            1 / 8,
+            backdoor=Recipe(6, 0.1, (4,)),
+            threads=1,
+            finetuning=Recipe(10, 0.01),
+            fine_pruning=Recipe(10, 0.01),
+            mcr=Recipe(20, 0.01, batch_size=128, tail=True),
+            abl=(Recipe(2, 0.1, nesterov=True), Recipe(5, 0.1, (4,), nesterov=True), ABL[2]),
+            anp_steps=500,
+            purifier=(Recipe(10, 0.01), Recipe(10, 0.01)),
+        ),
+        Profile("paper", "a GPU: the paper's network and schedule", "full", 1.0),
+    )
+}

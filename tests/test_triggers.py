@@ -1,0 +1,124 @@
+"""Trojan, Blend, SIG and CL against their arithmetic, worked by hand on single pixels and tiny models."""
+
+import pytest
+import torch
+from torch import nn
+
+from purifier_core.attacks import additive, blend, cl_patch, invert_trojan, make_trigger, poison, sig
+from purifier_core.config import ATTACKS, Cell
+from purifier_core.models import VGG16, ResNet18
+from purifier_core.training import to_float
+
+GREY = torch.full((3, 3, 32, 32), 200, dtype=torch.uint8)
+
+
+def test_additive_saturates_or_wraps():
+    pattern = torch.zeros(3, 32, 32)
+    pattern[0, 25, 26] = 100.5
+    pattern[1, 0, 0] = -16.4
+    assert additive(GREY, pattern)[:, 0, 25, 26].tolist() == [255] * 3
+    assert additive(GREY, pattern, wrap=True)[:, 0, 25, 26].tolist() == [44] * 3  # 300.5 modulo 256, cut
+    assert additive(GREY, pattern)[:, 1, 0, 0].tolist() == [183] * 3
+    assert (additive(GREY, pattern) != GREY).sum() == 6
+
+
+def test_blend_is_four_fifths_image_and_one_fifth_noise():
+    black, white = torch.zeros_like(GREY), torch.full_like(GREY, 255)
+    noise = blend(black, seed=1).float()
+    assert (blend(white, seed=1).float() - noise - 204).abs().max() <= 1  # each rounds by itself
+    assert noise.max() <= 51
+    assert torch.equal(noise[0], noise[2])
+    assert noise.float().mean() == pytest.approx(25.5, abs=1)
+
+
+def test_blend_redrawn_differs_between_images_and_between_train_and_test():
+    drawn = blend(GREY, seed=1, redraw=True)
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(blend(GREY[:2], seed=1, redraw=True)[0], drawn[0])
+    assert torch.equal(blend(GREY, seed=1, redraw=True), drawn)
+
+
+def test_sig_columns_by_hand():
+    stamped = sig(GREY)
+    assert (stamped == stamped[0, 0, 0]).all()  # every row, channel and image alike
+    # 0.8 * 200 + 0.2 * s * 255 / 256 with s = 0, 14 and -1 stored as 255
+    assert stamped[0, 0, 0, [0, 1, 4]].tolist() == [160, 163, 211]
+    wave = sig(GREY, sinusoid=True)[0, 0, 0]
+    # 200 + 20 sin(2 pi 6 j / 32): 0, sin(67.5 deg), sin(135 deg)
+    assert wave[:3].tolist() == [200, 218, 214]
+
+
+def test_clean_label_poison_takes_the_target_class_alone():
+    labels = torch.arange(40) % 10
+    images = torch.zeros(40, 3, 32, 32, dtype=torch.uint8)
+    _, y = poison(images, labels, sig, 0.5, target=5, seed=0, clean_label=True)
+    assert len(y) == 44  # there are only four
+    assert (y[:4] == 5).all()
+
+
+class Corner(nn.Module):
+    """Two units: the sum of the Trojan window, and of the CL corner, on channel 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = nn.Identity()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sums = torch.stack([x[:, 0, 25:28, 25:28].sum((1, 2)), x[:, 0, :4, :4].sum((1, 2))], 1)
+        return self.unit(sums * self.scale)
+
+
+def test_trojan_inversion_drives_the_unit_towards_ten():
+    pattern = invert_trojan(Corner(), "unit", 0, seed=0)
+    assert pattern.shape == (3, 32, 32)
+    outside = pattern.clone()
+    outside[:, 25:28, 25:28] = 0
+    assert not outside.any()
+    # nine pixels of at most 1 sum to at most 9 < 10, so every step raises channel 0 until it is white
+    assert (pattern[0, 25:28, 25:28] == 255).all()
+    assert torch.equal(pattern, invert_trojan(Corner(), "unit", 0, seed=0))
+    assert not torch.equal(pattern[1], invert_trojan(Corner(), "unit", 0, seed=1)[1])
+
+
+def test_cl_patch_lowers_the_loss_within_its_bound():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(60, 200, (80, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.zeros(80, dtype=torch.long)
+    pattern = cl_patch(Corner(), images, labels, target=1, seed=0)
+    assert not pattern[:, 4:].any()
+    assert not pattern[:, :, 4:].any()
+    # raising channel 0 of the corner raises the target's logit: all of it goes to the bound, 16/256 of 255
+    assert torch.allclose(pattern[0, :4, :4], torch.full((4, 4), 16 / 256 * 255), atol=1e-3)
+    assert pattern.abs().max() <= 16 / 256 * 255 + 1e-3
+
+
+@pytest.mark.parametrize("network", [VGG16, ResNet18])
+def test_the_trojan_unit_is_a_unit_of_the_network(network):
+    model = network(10, 1 / 8).eval()
+    site, index = model.trojan_unit()
+    seen = []
+    model.get_submodule(site).register_forward_hook(lambda _m, _i, out: seen.append(out))
+    model(to_float(GREY))
+    assert 0 <= index < seen[0].shape[1]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_has_a_seeded_trigger_that_changes_the_image(attack):
+    model = VGG16(10, 1 / 8)
+    images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+    def trigger(seed):
+        cell = Cell(attack=attack)
+        return make_trigger(attack, cell.switch, seed, images, torch.arange(30) % 10, 5, lambda: model)
+
+    stamped = trigger(0)(images)
+    assert stamped.dtype == torch.uint8
+    assert (stamped != images).flatten(1).any(1).all()
+    assert torch.equal(stamped, trigger(0)(images))
+
+
+def test_a_clean_model_has_no_trigger():
+    with pytest.raises(ValueError, match="attack='none' has no trigger"):
+        make_trigger("none", Cell().switch, 0, GREY, torch.zeros(3), 5, lambda: None)
+    assert Cell(attack="trojan", seed=3).reference() == Cell(attack="none", seed=3)
