@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from purifier_core import runner
-from purifier_core.config import ConfigError
+from purifier_core.config import ATTACKS, ConfigError
 from purifier_core.experiments import EXPERIMENTS, Table
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Store
@@ -18,7 +18,7 @@ _HELP = {
     "profile": "auto, " + ", ".join(PROFILES),
     "seeds": "such as 0, 0-2 or 0,4",
     "methods": "all, or names such as none,anp,feature",
-    "attack": "badnets",
+    "attack": ", ".join(ATTACKS),
     "poison_ratio": "share of training images copied and poisoned",
     "init": "Purifier's start: full, partial, random, several of them, or all",
     "device": "auto, cpu or cuda",

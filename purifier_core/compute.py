@@ -48,6 +48,7 @@ class Work:
         self.device = pick_device(device)
         self.split = data.load(dataset, self.profile.data == "embedded", self.device)
         self._broken: dict[Cell, str] = {}
+        self._triggers: dict[Cell, Trigger] = {}
         self._model: tuple[Cell, nn.Module, dict[str, Any]] | None = None
 
     @cached_property
@@ -185,15 +186,17 @@ class Work:
 
     def _trigger(self, cell: Cell) -> Trigger:
         """The trigger of a "none" cell; Trojan and CL make theirs from the clean model of the same seed."""
-        return make_trigger(
-            cell.attack,
-            cell.switch,
-            derive(cell.seed, "trigger"),
-            self.split.train_images,
-            self.split.train_labels,
-            TARGET_CLASS,
-            lambda: (self._cached(cell.reference()) or self._train(cell.reference()))[0],
-        )
+        if cell not in self._triggers:
+            self._triggers[cell] = make_trigger(
+                cell.attack,
+                cell.switch,
+                derive(cell.seed, "trigger"),
+                self.split.train_images,
+                self.split.train_labels,
+                TARGET_CLASS,
+                lambda: (self._cached(cell.reference()) or self._train(cell.reference()))[0],
+            )
+        return self._triggers[cell]
 
     def _augment(self, cell: Cell) -> Augment:
         if cell.switch("defence_aug") == "off":

@@ -155,19 +155,26 @@ def diagnostics(results: Results) -> pd.DataFrame:
 def glued(results: Results) -> dict[str, Any]:
     """The values that the book's prose takes from this table, in percent; nan if missing.
 
-    Table 3's are named t3_<defense>[_<init>]_acc and ..._asr, Table 4's t4_...; they belong to the row that the
+    Table 3's are named t3_<defense>[_<init>]_acc and ..._asr, the paper's t3_published_<defense>_acc, the figure
+    t3_figure, and Table 4's t4_...; they belong to the row that the
     notebook shows by default.
     """
-    experiment, ours = results.experiment, estimates(results)
+    experiment, ours, paper = results.experiment, estimates(results), paper_values(results.experiment)
     prefix = "t" + experiment.name.removeprefix("table")
     usual: Any = {field.name: field.default for field in fields(experiment)}[experiment.axis]
     seeds = ", ".join(map(str, sorted({r.cell.seed for r in results.records}))) or "none"
-    values: dict[str, Any] = {f"{prefix}_profile": results.profile, f"{prefix}_seeds": seeds}
+    values: dict[str, Any] = {
+        f"{prefix}_profile": results.profile,
+        f"{prefix}_seeds": seeds,
+        f"{prefix}_figure": figure(results),
+    }
     for column in experiment.columns():
         name = "_".join([prefix, column.defense, *dict(column.switches).values()])
         for metric in METRICS:
             value = ours.get((usual, column, metric))
             values[f"{name}_{metric}"] = math.nan if value is None else value.mean
+            stated = paper.get((usual, _paper(column), metric), math.nan)
+            values[f"{prefix}_published_{column.defense}_{metric}"] = stated
     return values
 
 
@@ -233,7 +240,9 @@ def figure(results: Results) -> Any:
     row = min(results.experiment.rows())
     columns = results.experiment.columns()
     sns.set_theme(style="whitegrid", context="notebook")
-    drawing, axes = plt.subplots(1, 2, figsize=(7, 0.32 * len(columns) + 1.6), sharey=True, layout="constrained")
+    drawing, axes = plt.subplots(
+        1, 2, figsize=(7, 0.32 * len(columns) + 1.6), sharey=True, layout="constrained", dpi=160
+    )
     for axis, metric, title in zip(axes, METRICS, ("ACC: higher is better", "ASR: lower is better"), strict=True):
         for place, column in enumerate(columns):
             value, stated = ours.get((row, column, metric)), paper.get((row, _paper(column), metric))

@@ -34,10 +34,21 @@ def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], d
     context["script_files"] = [s for s in scripts if "thebe" not in f"{s.filename} {s.attributes}".lower()]
 
 
+def name_images(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Give an image glued from another page, which comes without a text, that of the paragraph before it."""
+    paragraph = ""
+    for node in doctree.findall(lambda n: isinstance(n, (nodes.paragraph, nodes.image))):
+        if isinstance(node, nodes.paragraph):
+            paragraph = node.astext() or paragraph
+        elif "alt" not in node:
+            node["alt"] = paragraph
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive and the hooks, and let every notebook only read the committed records."""
     os.environ["PURIFIER_RECORDS_ONLY"] = "1"
     app.add_directive("drawn-figure", DrawnFigure)
     app.connect("env-get-outdated", read_every_page)
+    app.connect("doctree-resolved", name_images)
     app.connect("html-page-context", drop_thebe)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
