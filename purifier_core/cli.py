@@ -80,8 +80,7 @@ def status(store: Store) -> int:
     print(f"{'experiment':<12}{'profile':<9}{'cells':>6}{'done':>6}{'missing':>9}{'failed':>8}{'seconds':>10}")
     for name, kind in EXPERIMENTS.items():
         for profile in PROFILES:
-            seeds = sorted({c.seed for c in done if c.profile == profile}) or [0]
-            cells = kind(**{kind.axis: "all"}, seeds=seeds).cells(profile)
+            cells = runner.widened(kind(), profile, set(done)).cells(profile)
             there = [done[c] for c in cells if c in done]
             seconds = sum(r.effort["seconds"] for r in there)
             broken = sum(c in failed for c in cells)

@@ -65,13 +65,21 @@ def resolve_profile(experiment: Table, store: Store) -> tuple[str, str]:
     return "quick", "no GPU is used"
 
 
+def widened(experiment: Table, profile: str, done: set[Cell]) -> Table:
+    """The whole table: every row, and every seed of which a cell is done (the given seeds where none is)."""
+    whole = replace(experiment, **{experiment.axis: "all"})
+    seeds = sorted({cell.seed for cell in done if cell.profile == profile})
+    begun = [seed for seed in seeds if done & set(replace(whole, seeds=seed).cells(profile))]
+    return replace(whole, seeds=begun or experiment.seeds)
+
+
 def look_up(experiment: Table, store: Store | None = None) -> Results:
     """The experiment's records as they are; nothing is computed. The book widens it to all that is recorded."""
     store = store or Store()
     profile, reason = resolve_profile(experiment, store)
     if records_only():
-        seeds = {r.cell.seed for r in store.all() if r.cell.profile == profile and not (r.failed or r.stale)}
-        experiment = replace(experiment, **{experiment.axis: "all"}, seeds=sorted(seeds) or experiment.seeds)
+        done = {record.cell for record in store.all() if not (record.failed or record.stale)}
+        experiment = widened(experiment, profile, done)
     results = Results(experiment, profile, reason)
     found = {cell: store.find(cell) for cell in experiment.cells(profile)}
     copies = Counter(record.data["fingerprint"] for record in found.values() if record)

@@ -221,6 +221,9 @@ def test_the_book_only_reads(store, monkeypatch):
     best = runner.run(table(profile="auto"), say=lambda _: None)
     assert best.profile == "paper"
     assert best.experiment.seeds == (0, 4)  # and all recorded seeds
+    other = Cell(profile="paper", seed=5, poison_ratio=0.05)
+    store.save(example(cell=other, key=other.key()))
+    assert runner.run(table(profile="auto"), say=lambda _: None).experiment.seeds == (0, 4)  # of this table
 
 
 def test_estimates_are_mean_and_t_interval():
