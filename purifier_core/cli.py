@@ -22,6 +22,7 @@ _HELP = {
     "poison_ratio": "share of training images copied and poisoned",
     "init": "Purifier's start: full, partial, random, several of them, or all",
     "device": "auto, cpu or cuda",
+    "dataset": "cifar10, mnist, gtsrb or all",
 }
 
 
@@ -58,15 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(experiment: Table, compute: bool, figure: str | None = None) -> int:
     """Print the experiment's table from records, after computing what is missing if asked to."""
-    from purifier_core import report
+    from purifier_core import efficiency, report
 
     store = Store()
     results = runner.run(experiment, store) if compute else runner.look_up(experiment, store)
-    print(report.as_text(report.table(results)))
-    for line in (*report.reading(results), report.provenance(results)):
+    view: Any = efficiency if experiment.name == "figure13" else report
+    print(report.as_text(view.table(results)))
+    for line in (*view.reading(results), report.provenance(results)):
         print(line)
     if figure:
-        report.figure(results).savefig(figure, dpi=150)
+        view.figure(results).savefig(figure, dpi=150)
     for record in results.failed:
         print(f"FAILED {store.path(record.cell, record.data['fingerprint'], failed=True)}", file=sys.stderr)
     return 1 if results.missing else 0

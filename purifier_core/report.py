@@ -43,7 +43,7 @@ def estimates(results: Results) -> dict[tuple[int, Column, str], Estimate]:
     """Ours, by (row, column, metric); what is missing is left out."""
     records: dict[Cell, Record] = {record.cell: record for record in results.records}
     found = {}
-    for row in results.experiment.rows():
+    for row in results.experiment.rows(results.profile):
         for column in results.experiment.columns():
             for metric in METRICS:
                 values: dict[int, float] = {}
@@ -83,7 +83,7 @@ def table(results: Results) -> pd.DataFrame:
     """
     ours, paper = estimates(results), paper_values(results.experiment)
     rows: dict[tuple[int, str, str], dict[str, str]] = {}
-    for row in results.experiment.rows():
+    for row in results.experiment.rows(results.profile):
         for metric in METRICS:
             lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "±95 %": {}, "difference": {}}
             for column in results.experiment.columns():
@@ -129,7 +129,7 @@ def diagnostics(results: Results) -> pd.DataFrame:
     """What Purifier's units do, in percent: one row for each row and Purifier column, means over seeds."""
     groups: dict[tuple[int, str], list[Record]] = {}
     records = {record.cell: record for record in results.records}
-    for row in results.experiment.rows():
+    for row in results.experiment.rows(results.profile):
         for column in results.experiment.columns():
             cells = [results.experiment.cell(column, row, seed, results.profile) for seed in results.experiment.seeds]
             if found := [records[c] for c in cells if c in records and "clean" in records[c].diagnostics]:
@@ -200,10 +200,10 @@ def provenance(results: Results) -> str:
 
 
 def reading(results: Results) -> list[str]:
-    """Two lines about the table's hardest row, the smallest on its axis, generated from the records."""
+    """Two lines about a table's hardest row, the smallest on its axis, generated from the records."""
     ours, paper = estimates(results), paper_values(results.experiment)
     experiment = results.experiment
-    row = min(experiment.rows())
+    row = min(experiment.rows(results.profile))
     shown = {
         c: (ours[row, c, "acc"].mean, ours[row, c, "asr"].mean) for c in experiment.columns() if (row, c, "acc") in ours
     }
@@ -237,7 +237,7 @@ def figure(results: Results) -> Any:
     import seaborn as sns
 
     ours, paper = estimates(results), paper_values(results.experiment)
-    row = min(results.experiment.rows())
+    row = min(results.experiment.rows(results.profile))
     columns = results.experiment.columns()
     sns.set_theme(style="whitegrid", context="notebook")
     drawing, axes = plt.subplots(

@@ -82,9 +82,11 @@ def look_up(experiment: Table, store: Store | None = None) -> Results:
         experiment = widened(experiment, profile, done)
     results = Results(experiment, profile, reason)
     found = {cell: store.find(cell) for cell in experiment.cells(profile)}
-    copies = Counter(record.data["fingerprint"] for record in found.values() if record)
-    if len(copies) > 1:  # a table holds one copy of the data: the one with the most records
-        found = {cell: store.find(cell, copies.most_common(1)[0][0]) for cell in found}
+    for dataset in {cell.dataset for cell in found}:
+        mine = {cell: record for cell, record in found.items() if cell.dataset == dataset}
+        copies = Counter(record.data["fingerprint"] for record in mine.values() if record)
+        if len(copies) > 1:  # a table holds one copy of each dataset: the one with the most records
+            found |= {cell: store.find(cell, copies.most_common(1)[0][0]) for cell in mine}
     results.sort_out(found)
     return results
 
@@ -105,19 +107,22 @@ def run(experiment: Table, store: Store | None = None, say: Callable[[str], Any]
     from purifier_core.compute import Work
 
     store.check_writable()
-    work = Work(store, results.profile, experiment.dataset, experiment.device)
-    # Records on another copy of the data do not count beside new ones: a table holds one copy.
-    found = {cell: store.find(cell, work.split.fingerprint) for cell in experiment.cells(results.profile)}
-    todo = [cell for cell, record in found.items() if record is None]
-    for done, cell in enumerate(todo, start=1):
-        record = work.compute(cell)
-        store.save(record)
-        if record.failed:
-            results.failed.append(record)
-        else:
-            found[cell] = record
-        say(f"[{done}/{len(todo)}] {describe(record)}")
-    results.sort_out(found)
+    found: dict[Cell, Record | None] = {record.cell: record for record in results.records}
+    for dataset in dict.fromkeys(cell.dataset for cell in results.missing):
+        work = Work(store, results.profile, dataset, experiment.device)
+        # Records on another copy of the data do not count beside new ones: a table holds one copy.
+        mine = [cell for cell in experiment.cells(results.profile) if cell.dataset == dataset]
+        found |= {cell: store.find(cell, work.split.fingerprint) for cell in mine}
+        todo = [cell for cell in mine if found[cell] is None]
+        for done, cell in enumerate(todo, start=1):
+            record = work.compute(cell)
+            store.save(record)
+            if record.failed:
+                results.failed.append(record)
+            else:
+                found[cell] = record
+            say(f"[{done}/{len(todo)}] {describe(record)}")
+    results.sort_out({cell: found.get(cell) for cell in experiment.cells(results.profile)})
     return results
 
 

@@ -34,7 +34,7 @@ def test_all_defenses_of_a_seed_start_from_one_backdoored_model():
     assert all(len(found) == 1 for found in models.values())
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", ["table3", "table4"])
 def test_a_seed_that_has_begun_is_complete(name):
     done = {read(path).cell for path in COMMITTED}
     kind = EXPERIMENTS[name]

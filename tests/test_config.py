@@ -6,7 +6,7 @@ import pytest
 
 from purifier_core import config
 from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError
-from purifier_core.experiments import Table3, from_notebook, parse_names, parse_seeds
+from purifier_core.experiments import Figure13, Table3, from_notebook, parse_names, parse_seeds
 from purifier_core.profiles import PROFILES, Recipe
 
 BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")
@@ -135,6 +135,15 @@ def test_table3_is_the_papers_and_purifier_twice():
     whole = Table3(clean_size="all", seeds="0-2", init="all").cells("small")
     # each seed: one undefended model, and (5 baselines + 3 modules x 3 inits) at 3 sizes
     assert len(whole) == len(set(whole)) == 3 * (1 + 14 * 3)
+
+
+def test_figure13_takes_the_same_share_of_every_dataset():
+    sizes = {c.dataset: c.clean_size for c in Figure13(methods="nad").cells("small")}
+    assert sizes == {"cifar10": 2500, "mnist": 3000, "gtsrb": 1960}
+    assert {c.dataset for c in Figure13().cells("quick")} == {"mnist"}
+    assert set(Table3().cells("small")) <= set(Figure13().cells("small"))
+    with pytest.raises(ConfigError, match="dataset='svhn' is not known; allowed: cifar10, mnist, gtsrb, all"):
+        Figure13(dataset="svhn")
 
 
 def test_a_notebook_stops_on_an_unknown_name():

@@ -1,0 +1,156 @@
+"""Figure 13: the effect of a defense per epoch, the epochs that the published bars imply, and the cost behind it.
+
+The figure's metric is 100 * (1 - ASR) / N with ASR as a fraction and N the epochs of the defense. It is at most
+100 / N, takes no notice of accuracy, and counts epochs over sets of very different size.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from purifier_core.config import LABELS
+from purifier_core.experiments import Column
+from purifier_core.records import Record, published
+from purifier_core.report import METRICS, estimate
+from purifier_core.runner import Results
+
+_TITLES = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}
+
+
+def per_epoch(asr: float, epochs: float) -> float:
+    """The figure's metric in percent, from ASR as a fraction and the epochs of the defense."""
+    return 100 * (1 - asr) / epochs
+
+
+def by_column(results: Results) -> dict[tuple[str, Column], list[Record]]:
+    """The records behind each bar, by dataset and column; the undefended model has none."""
+    records = {record.cell: record for record in results.records}
+    experiment, found = results.experiment, {}
+    for row in experiment.rows(results.profile):
+        for column in experiment.columns():
+            cells = [experiment.cell(column, row, seed, results.profile) for seed in experiment.seeds]
+            if column.defense != "none" and (mine := [records[c] for c in cells if c in records]):
+                found[row, column] = mine
+    return found
+
+
+def bars(results: Results) -> pd.DataFrame:
+    """One line for each bar, published and ours: dataset, method, source, percent per epoch."""
+    stated = published("figure13").set_index(["dataset", "method"]).one_minus_asr_per_epoch_percent
+    lines = []
+    for row in results.experiment.rows(results.profile):
+        for column in results.experiment.columns():
+            if column.defense != "none":  # the paper's one bar of a module stands beside each of ours
+                value = stated[_TITLES[row], LABELS[column.defense]]
+                lines.append({"dataset": _TITLES[row], "method": column.label, "source": "published", "value": value})
+    for (name, column), found in by_column(results).items():
+        value = sum(per_epoch(r.asr or 0.0, r.effort["epochs"]) for r in found) / len(found)
+        lines.append({"dataset": _TITLES[name], "method": column.label, "source": "ours", "value": value})
+    return pd.DataFrame(lines)
+
+
+def table(results: Results) -> pd.DataFrame:
+    """The bars as text: a line for each dataset and source, a column for each method, percent per epoch."""
+    wide = bars(results).pivot_table(index=["dataset", "source"], columns="method", values="value", sort=False)
+    return wide.sort_index(ascending=[True, False]).map(lambda v: "–" if pd.isna(v) else f"{v:.2f}")
+
+
+def figure(results: Results) -> Any:
+    """The grouped bars with their values, published above and ours below, on one scale."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook")
+    every = bars(results)
+    order, hues = list(dict.fromkeys(every.method)), list(dict.fromkeys(every.dataset))
+    drawing, axes = plt.subplots(2, 1, figsize=(9, 6.4), sharey=True, layout="constrained", dpi=160)
+    for axis, source in zip(axes, ("published", "ours"), strict=True):
+        shown = every[every.source == source]
+        title = source if source == "published" else f"ours ({results.profile})"
+        axis.set_title(title, loc="left", fontsize=11)
+        axis.set_ylabel("(1 - ASR) / epochs, %")
+        if shown.empty:
+            continue
+        sns.barplot(
+            shown, x="method", y="value", hue="dataset", order=order, hue_order=hues, ax=axis, palette="colorblind"
+        )
+        for bar in axis.containers:
+            axis.bar_label(bar, fmt="%.2f", fontsize=7, padding=2, rotation=90)
+        axis.set_xlabel("")
+        axis.tick_params(axis="x", labelrotation=30, labelsize=9)
+        axis.legend(title="", frameon=False, ncols=3, loc="upper left", fontsize=9)
+        axis.margins(y=0.3)
+    plt.close(drawing)
+    return drawing
+
+
+def reading(results: Results) -> list[str]:
+    """One line for each dataset: the bars of ours that come nearest to their own ceiling of 100 / epochs."""
+    lines = []
+    for row in results.experiment.rows(results.profile):
+        mine = {c: found for (name, c), found in by_column(results).items() if name == row}
+        full = [c.label for c, found in mine.items() if all((r.asr or 0.0) <= 0.05 for r in found)]
+        if mine:
+            lines.append(
+                f"{_TITLES[row]} (profile {results.profile}): within 5 % of their ceiling of 100 / epochs are "
+                f"{', '.join(full) or 'none'}; there the bar tells the number of epochs, and nothing else."
+            )
+    return lines or [f"No record at profile {results.profile} is there yet."]
+
+
+def cost(results: Results) -> Any:
+    """ASR and ACC against what the metric hides: seconds of defense, and images seen in training."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook")
+    found = by_column(results)
+    columns = list(dict.fromkeys(column for _, column in found))
+    colours = dict(zip(columns, sns.color_palette("husl", max(1, len(columns))), strict=False))
+    markers = dict(zip(results.experiment.rows(results.profile), "osD", strict=False))
+    drawing, axes = plt.subplots(2, 2, figsize=(9, 7), sharex="col", sharey="row", layout="constrained", dpi=160)
+    for (name, column), mine in found.items():
+        for across, key in enumerate(("seconds", "images")):
+            for down, metric in enumerate(METRICS):
+                x = sum(r.effort[key] for r in mine) / len(mine)
+                value = estimate({r.cell.seed: getattr(r, metric) for r in mine})
+                axes[down, across].errorbar(
+                    x, value.mean, yerr=value.half_width, fmt=markers[name], color=colours[column], markersize=7
+                )
+    for down, metric in enumerate(METRICS):
+        axes[down, 0].set_ylabel(f"{metric.upper()}, %")
+    for across, label in enumerate(("seconds of defense", "images seen in training")):
+        axes[1, across].set_xlabel(label)
+        axes[1, across].set_xscale("log")
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color=colours[c], label=c.label) for c in columns]
+    handles += [plt.Line2D([], [], marker=m, linestyle="", color="0.3", label=_TITLES[n]) for n, m in markers.items()]
+    drawing.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    plt.close(drawing)
+    return drawing
+
+
+def implied_epochs() -> pd.DataFrame:
+    """The epochs N that each published bar admits, from the published numbers alone.
+
+    MNIST: the bar and Table 3's ASR at 3,000 clean images (for ABL Table 4's at 5 %), both rounded to two decimals,
+    bound N from both sides. Any dataset: since ASR is at least 0, N is at most 100 / bar.
+    """
+    asr = published("table3").query("clean_size == 3000").set_index("method").asr_percent.to_dict()
+    asr["ABL"] = published("table4").query("poison_ratio_percent == 5").set_index("method").asr_percent["ABL"]
+    rows = {}
+    for method, group in published("figure13").groupby("method", sort=False):
+        value = group.set_index("dataset").one_minus_asr_per_epoch_percent
+        low, high = _bounds(asr[str(method)], value["MNIST"])
+        rows[method] = {
+            "ASR, %": f"{asr[str(method)]:.2f}",
+            "bar on MNIST, %": f"{value['MNIST']:.2f}",
+            "N on MNIST": f"{low:.1f} to {high:.1f}" if high < float("inf") else f"at least {low:.1f}",
+            "N on any dataset": f"at most {min(100 / (v - 0.005) for v in value if v > 0.005):.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _bounds(asr_percent: float, bar: float) -> tuple[float, float]:
+    """The N for which (100 - ASR) / N rounds to `bar`, when ASR itself is rounded to two decimals."""
+    most, least = 100 - asr_percent + 0.005, max(0.0, 100 - asr_percent - 0.005)
+    return least / (bar + 0.005), most / (bar - 0.005) if bar > 0.005 else float("inf")

@@ -1,0 +1,47 @@
+"""Figure 13's arithmetic, by hand."""
+
+import pytest
+
+from purifier_core import efficiency
+from purifier_core.config import Cell
+from purifier_core.experiments import Figure13
+from purifier_core.records import Record
+from purifier_core.runner import Results
+
+
+def record(defense: str, asr: float, epochs: float, **switches: str) -> Record:
+    cell = Cell(defense=defense, clean_size=3000, profile="small", switches=tuple(switches.items()))
+    effort = {"epochs": epochs, "seconds": 5.0, "images": 60_000}
+    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "MNIST"}, 0.9, asr, 10_000, 9_108, effort)
+
+
+def test_the_metric():
+    assert efficiency.per_epoch(0.0028, 40) == pytest.approx(2.493)  # the published 2.49 of Feature on MNIST
+    assert efficiency.per_epoch(1.0, 20) == 0
+
+
+def test_bars_divide_by_the_epochs_of_the_run():
+    experiment = Figure13(dataset="mnist", profile="small")
+    mine = [record("finetuning", 0.5, 10), record("feature", 0.0, 20, init="random")]
+    shown = efficiency.table(Results(experiment, "small", "as asked", mine))
+    assert shown.loc[("MNIST", "published"), "ANP"] == "2.36"
+    assert shown.loc[("MNIST", "ours"), "Finetuning"] == "5.00"
+    assert shown.loc[("MNIST", "ours"), "Feature (random)"] == "5.00"
+    assert shown.loc[("MNIST", "ours"), "ANP"] == "–"
+
+
+def test_implied_epochs_by_hand():
+    table = efficiency.implied_epochs()
+    # MCR: 8.85 +- 0.005 over 0.14 +- 0.005
+    assert table.loc["MCR", "N on MNIST"] == f"{8.845 / 0.145:.1f} to {8.855 / 0.135:.1f}" == "61.0 to 65.6"
+    assert table.loc["Finetuning", "N on MNIST"] == "at least 11.0"  # 0.055 / 0.005; a bar of 0.00 has no upper bound
+    assert table.loc["NAD", "N on any dataset"] == f"at most {100 / 4.865:.1f}"
+    assert len(table) == 9
+
+
+@pytest.mark.parametrize("draw", [efficiency.figure, efficiency.cost])
+def test_figures_are_drawn_with_and_without_records(draw, tmp_path):
+    for mine in ([], [record("finetuning", 0.5, 10)]):
+        path = tmp_path / "figure.png"
+        draw(Results(Figure13(profile="small"), "small", "as asked", mine)).savefig(path, dpi=40)
+        assert path.stat().st_size > 2000
