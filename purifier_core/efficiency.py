@@ -119,6 +119,7 @@ def cost(results: Results) -> Any:
                 )
     for down, metric in enumerate(METRICS):
         axes[down, 0].set_ylabel(f"{metric.upper()}, %")
+        axes[down, 0].set_ylim(-4, 104)  # an interval over two seeds may reach far beyond
     for across, label in enumerate(("seconds of defense", "images seen in training")):
         axes[1, across].set_xlabel(label)
         axes[1, across].set_xscale("log")

@@ -67,6 +67,11 @@ def paper_values(experiment: Table) -> dict[tuple[int, str, str], float]:
     }
 
 
+def row_head(experiment: Table, row: Any) -> Any:
+    """A value of the table's axis as it heads its rows."""
+    return f"{100 * row:g} %" if experiment.axis == "poison_ratio" else row
+
+
 def row_label(experiment: Table, row: Any) -> str:
     """A value of the table's axis in words."""
     return f"{row} clean images" if experiment.axis == "clean_size" else f"poison ratio {100 * row:g} %"
@@ -82,7 +87,7 @@ def table(results: Results) -> pd.DataFrame:
     Values are text in percent; "missing" where no record is, "–" where the paper has no number.
     """
     ours, paper = estimates(results), paper_values(results.experiment)
-    rows: dict[tuple[int, str, str], dict[str, str]] = {}
+    rows: dict[tuple[Any, str, str], dict[str, str]] = {}
     for row in results.experiment.rows(results.profile):
         for metric in METRICS:
             lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "±95 %": {}, "difference": {}}
@@ -97,7 +102,9 @@ def table(results: Results) -> pd.DataFrame:
                 lines["difference"][head] = f"{value.mean - stated:+.2f}" if both else "–"  # type: ignore[union-attr,operator]
             if len(results.experiment.seeds) == 1:
                 del lines["±95 %"]
-            rows |= {(row, metric.upper(), source): line for source, line in lines.items()}
+            rows |= {
+                (row_head(results.experiment, row), metric.upper(), source): line for source, line in lines.items()
+            }
     found = pd.DataFrame.from_dict(rows, orient="index")
     found.index = pd.MultiIndex.from_tuples(rows, names=[results.experiment.axis, "metric", "%"])
     return found
@@ -127,13 +134,13 @@ def as_text(table: pd.DataFrame, width: int = 9) -> str:
 
 def diagnostics(results: Results) -> pd.DataFrame:
     """What Purifier's units do, in percent: one row for each row and Purifier column, means over seeds."""
-    groups: dict[tuple[int, str], list[Record]] = {}
+    groups: dict[tuple[Any, str], list[Record]] = {}
     records = {record.cell: record for record in results.records}
     for row in results.experiment.rows(results.profile):
         for column in results.experiment.columns():
             cells = [results.experiment.cell(column, row, seed, results.profile) for seed in results.experiment.seeds]
             if found := [records[c] for c in cells if c in records and "clean" in records[c].diagnostics]:
-                groups[row, column.label] = found
+                groups[row_head(results.experiment, row), column.label] = found
     rows = {}
     for group, found in groups.items():
         inside = [(r.acc or 0.0, r.diagnostics["clean"], r.diagnostics["triggered"]) for r in found]
