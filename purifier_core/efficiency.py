@@ -11,7 +11,7 @@ import pandas as pd
 from purifier_core.config import LABELS
 from purifier_core.experiments import Column
 from purifier_core.records import Record, published
-from purifier_core.report import METRICS, estimate
+from purifier_core.report import METRICS, estimate, grouped
 from purifier_core.runner import Results
 
 _TITLES = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}
@@ -22,16 +22,9 @@ def per_epoch(asr: float, epochs: float) -> float:
     return 100 * (1 - asr) / epochs
 
 
-def by_column(results: Results) -> dict[tuple[str, Column], list[Record]]:
+def by_column(results: Results) -> dict[tuple[Any, Column], list[Record]]:
     """The records behind each bar, by dataset and column; the undefended model has none."""
-    records = {record.cell: record for record in results.records}
-    experiment, found = results.experiment, {}
-    for row in experiment.rows(results.profile):
-        for column in experiment.columns():
-            cells = [experiment.cell(column, row, seed, results.profile) for seed in experiment.seeds]
-            if column.defense != "none" and (mine := [records[c] for c in cells if c in records]):
-                found[row, column] = mine
-    return found
+    return {key: mine for key, mine in grouped(results).items() if key[1].defense != "none"}
 
 
 def bars(results: Results) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import Cell
 from purifier_core.experiments import Column, Table
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
@@ -39,21 +38,25 @@ def estimate(values: dict[int, float]) -> Estimate:
     return Estimate(mean, half, tuple(values))
 
 
-def estimates(results: Results) -> dict[tuple[int, Column, str], Estimate]:
-    """Ours, by (row, column, metric); what is missing is left out."""
-    records: dict[Cell, Record] = {record.cell: record for record in results.records}
-    found = {}
-    for row in results.experiment.rows(results.profile):
-        for column in results.experiment.columns():
-            for metric in METRICS:
-                values: dict[int, float] = {}
-                for seed in results.experiment.seeds:
-                    record = records.get(results.experiment.cell(column, row, seed, results.profile))
-                    if record is not None:
-                        values[seed] = getattr(record, metric)
-                if values:
-                    found[row, column, metric] = estimate(values)
+def grouped(results: Results) -> dict[tuple[Any, Column], list[Record]]:
+    """The records behind each number, seed by seed, by (row, column); what is missing is left out."""
+    records = {record.cell: record for record in results.records}
+    experiment, found = results.experiment, {}
+    for row in experiment.rows(results.profile):
+        for column in experiment.columns():
+            cells = [experiment.cell(column, row, seed, results.profile) for seed in experiment.seeds]
+            if mine := [records[cell] for cell in cells if cell in records]:
+                found[row, column] = mine
     return found
+
+
+def estimates(results: Results) -> dict[tuple[Any, Column, str], Estimate]:
+    """Ours, by (row, column, metric); what is missing is left out."""
+    return {
+        (row, column, metric): estimate({record.cell.seed: getattr(record, metric) for record in mine})
+        for (row, column), mine in grouped(results).items()
+        for metric in METRICS
+    }
 
 
 def paper_values(experiment: Table) -> dict[tuple[int, str, str], float]:
@@ -134,17 +137,16 @@ def as_text(table: pd.DataFrame, width: int = 9) -> str:
 
 def diagnostics(results: Results) -> pd.DataFrame:
     """What Purifier's units do, in percent: one row for each row and Purifier column, means over seeds."""
-    groups: dict[tuple[Any, str], list[Record]] = {}
-    records = {record.cell: record for record in results.records}
-    for row in results.experiment.rows(results.profile):
-        for column in results.experiment.columns():
-            cells = [results.experiment.cell(column, row, seed, results.profile) for seed in results.experiment.seeds]
-            if found := [records[c] for c in cells if c in records and "clean" in records[c].diagnostics]:
-                groups[row_head(results.experiment, row), column.label] = found
     rows = {}
-    for group, found in groups.items():
-        inside = [(r.acc or 0.0, r.diagnostics["clean"], r.diagnostics["triggered"]) for r in found]
-        rows[group] = {
+    for (row, column), found in grouped(results).items():
+        inside = [
+            (r.acc or 0.0, r.diagnostics["clean"], r.diagnostics["triggered"])
+            for r in found
+            if "clean" in r.diagnostics
+        ]
+        if not inside:
+            continue
+        rows[row_head(results.experiment, row), column.label] = {
             "ACC": [acc for acc, _, _ in inside],
             "first head's ACC": [clean["heads"][0] for _, clean, _ in inside],
             "agrees with first head, clean": [clean["first_head_agreement"] for _, clean, _ in inside],
