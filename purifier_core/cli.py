@@ -9,7 +9,8 @@ from typing import Any
 
 from purifier_core import runner
 from purifier_core.config import ATTACKS, ConfigError
-from purifier_core.experiments import EXPERIMENTS, Table
+from purifier_core.experiments import EXPERIMENTS
+from purifier_core.grids import Experiment
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Store
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def show(experiment: Table, compute: bool, figure: str | None = None) -> int:
+def show(experiment: Experiment, compute: bool, figure: str | None = None) -> int:
     """Print the experiment's table from records, after computing what is missing if asked to."""
     from purifier_core import efficiency, report
 

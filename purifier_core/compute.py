@@ -28,8 +28,9 @@ from purifier_core.defenses.finetuning import finetuning
 from purifier_core.defenses.mcr import mcr
 from purifier_core.defenses.nad import nad
 from purifier_core.models import build
+from purifier_core.probes import probe
 from purifier_core.profiles import PROFILES, Recipe
-from purifier_core.purifier import diagnose, purify
+from purifier_core.purifier import purify
 from purifier_core.records import Record, Store, provenance, write_atomically
 from purifier_core.training import NO_AUGMENT, Augment, evaluate, fit, pick_device
 
@@ -89,14 +90,12 @@ class Work:
                 diagnostics["sweep"] = {
                     label: evaluate(point, x, y, triggered, TARGET_CLASS) for label, point in defended.sweep.items()
                 }
-            if cell.defense in GRANULARITIES:
-                diagnostics |= _look_inside(model, x, y, triggered)
         return {
             **evaluate(model, x, y, triggered, TARGET_CLASS),
             "acc_images": len(x),
             "asr_images": len(triggered),
             "effort": effort,
-            "diagnostics": diagnostics,
+            "diagnostics": diagnostics | probe(cell, model, x, y, triggered),
         }
 
     def _defend(self, cell: Cell, model: nn.Module) -> Defended:
@@ -217,7 +216,6 @@ class Work:
         return self._model[1], self._model[2]
 
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
-
         images, labels = self._poisoned(cell)
         model = self._blank(cell).train()
         recipe = _adapt(self.profile.backdoor, cell)
@@ -257,15 +255,8 @@ class Work:
         return self.store.models / f"{name}-{cell.key()}-{self.split.fingerprint}.safetensors"
 
     def _blank(self, cell: Cell) -> nn.Module:
-
         model = build(cell.network, self.split.num_classes, self.profile.width, derive(cell.seed, "init"))
         return model.to(self.device).to(memory_format=torch.channels_last)
-
-
-def _look_inside(model: Any, x: torch.Tensor, y: torch.Tensor, triggered: torch.Tensor) -> dict[str, Any]:
-
-    target = torch.full((len(triggered),), TARGET_CLASS, device=x.device)
-    return {"clean": diagnose(model, x, y), "triggered": diagnose(model, triggered, target)}
 
 
 @contextmanager

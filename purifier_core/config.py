@@ -217,3 +217,36 @@ def check_poison_ratio(value: Any) -> float:
     if not 0.001 <= value <= 1:
         raise ConfigError(f"poison_ratio={value!r} is out of range; allowed: 0.001 to 1 (0.1 is 10 %).")
     return float(value)
+
+
+def parse_seeds(value: Any) -> tuple[int, ...]:
+    """Seeds from 3, "0-2", "0,4,7" or a list, in order and without repeats."""
+    problem = ConfigError(f"seeds={value!r} is not understood; write 0, '0-2', '0,4,7' or [0, 1].")
+    if isinstance(value, str):
+        found: list[int] = []
+        for part in value.split(","):
+            ends = part.strip().split("-")
+            if len(ends) > 2 or not all(e.strip().isdecimal() for e in ends):
+                raise problem
+            low, high = int(ends[0]), int(ends[-1])
+            if high < low or high - low > 1000:
+                raise problem
+            found.extend(range(low, high + 1))
+    elif isinstance(value, (list, tuple)):
+        found = list(value)
+    else:
+        found = [value]
+    if not found or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in found):
+        raise problem
+    return tuple(dict.fromkeys(found))
+
+
+def parse_names(name: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Names from "all", "a", "a,b" or a list, in the order of `allowed`."""
+    if value == "all":
+        return allowed
+    parts = [p.strip() for p in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not parts:
+        raise ConfigError(f"{name}={value!r} is not understood; write 'all' or names among: {', '.join(allowed)}.")
+    chosen = {one_of(name, part, (*allowed, "all")) for part in parts}
+    return allowed if "all" in chosen else tuple(a for a in allowed if a in chosen)

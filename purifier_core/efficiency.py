@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.config import LABELS
-from purifier_core.experiments import Column
+from purifier_core.grids import Column
 from purifier_core.records import Record, published
 from purifier_core.report import METRICS, estimate, grouped
 from purifier_core.runner import Results

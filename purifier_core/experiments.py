@@ -1,4 +1,4 @@
-"""The supplement's tables and figures as sets of cells. Parameters are checked here, for notebooks and CLI alike."""
+"""The supplement's tables and figures, each as a grid of cells with its parameters, source and command."""
 
 import difflib
 import types
@@ -6,113 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from purifier_core.config import (
-    ATTACKS,
-    GRANULARITIES,
-    INITS,
-    LABELS,
-    PAPER_TRAIN_SIZE,
-    Cell,
-    ConfigError,
-    check_clean_size,
-    check_poison_ratio,
-    one_of,
-)
+from purifier_core.config import ATTACKS, INITS, LABELS, PAPER_TRAIN_SIZE, Cell, ConfigError, one_of, parse_names
+from purifier_core.grids import Column, Experiment, Table
 from purifier_core.profiles import PROFILES
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table: a defense with its switches, and its header."""
-
-    defense: str
-    switches: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The paper's name of the method, with Purifier's init beside it."""
-        init = dict(self.switches).get("init")
-        return LABELS[self.defense] + (f" ({init})" if init else "")
+_STAND_IN = "It has no CIFAR-10 or GTSRB: 5,000 MNIST digits stand in. "
 
 
-@dataclass(frozen=True)
-class Table:
-    """What the tables and Figure 13 share: columns of defenses, and rows along one axis. The fields are the parameters.
-
-    axis names the parameter that may be "all", which means `every`. Raises ConfigError for every value that
-    cannot be used.
-    """
-
-    name: ClassVar[str]
-    axis: ClassVar[str]
-    every: ClassVar[tuple[Any, ...]]
-    allowed: ClassVar[tuple[str, ...]]
-    network: ClassVar[str] = "vgg16"
-
-    clean_size: Any = 3000
-    profile: Any = "auto"
-    seeds: Any = 0
-    methods: Any = "all"
-    attack: Any = "badnets"
-    poison_ratio: Any = 0.1
-    init: Any = "full,random"
-    device: Any = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("clean_size", "poison_ratio"):
-            value = getattr(self, name)
-            if value == "all" and name == self.axis:
-                continue
-            if isinstance(value, str):
-                raise ConfigError(f"{name}={value!r} is not a number; write one{self._or_all(name)}.")
-            if name == "clean_size":
-                check_clean_size(value, "mnist")
-            else:
-                check_poison_ratio(value)
-        one_of("profile", self.profile, ("auto", *PROFILES))
-        one_of("attack", self.attack, ATTACKS)
-        one_of("device", self.device, ("auto", "cpu", "cuda"))
-        object.__setattr__(self, "seeds", parse_seeds(self.seeds))
-        object.__setattr__(self, "methods", parse_names("methods", self.methods, self.allowed))
-        object.__setattr__(self, "init", parse_names("init", self.init, INITS))
-
-    def _or_all(self, name: str) -> str:
-        return f", or 'all' for {', '.join(map(str, self.every))}" if name == self.axis else ""
-
-    def rows(self, profile: str) -> tuple[Any, ...]:
-        """The values of the axis that were asked for and that a profile has, in the table's order."""
-        value = getattr(self, self.axis)
-        return self.every if value == "all" else (value,)
-
-    def columns(self) -> list[Column]:
-        """The columns asked for: the paper's order, Purifier's three once for each init."""
-        plain = [Column(m) for m in self.methods if m not in GRANULARITIES]
-        return plain + [Column(m, (("init", i),)) for i in self.init for m in self.methods if m in GRANULARITIES]
-
-    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
-        """The cell behind one number of the table."""
-        at = {"clean_size": self.clean_size, "poison_ratio": self.poison_ratio} | {self.axis: row}
-        return Cell(
-            "mnist",
-            self.network,
-            self.attack,
-            float(at["poison_ratio"]),
-            column.defense,
-            at["clean_size"],
-            seed,
-            profile,
-            column.switches,
-        )
-
-    def cells(self, profile: str) -> list[Cell]:
-        """Every cell of the table at one profile, without repeats, seed by seed."""
-        every = (
-            self.cell(column, row, seed, profile)
-            for seed in self.seeds
-            for row in self.rows(profile)
-            for column in self.columns()
-        )
-        return list(dict.fromkeys(every))
+def _share(clean_size: int, dataset: str) -> int:
+    """A clean size on MNIST's scale as the same share of another dataset."""
+    return round(clean_size * PAPER_TRAIN_SIZE[dataset] / PAPER_TRAIN_SIZE["mnist"])
 
 
 @dataclass(frozen=True)
@@ -126,6 +29,7 @@ class Table3(Table):
     """
 
     name: ClassVar[str] = "table3"
+    title: ClassVar[str] = "Table 3"
     axis: ClassVar[str] = "clean_size"
     every: ClassVar[tuple[Any, ...]] = (6000, 4500, 3000)
     allowed: ClassVar[tuple[str, ...]] = tuple(m for m in LABELS if m != "abl")
@@ -142,6 +46,7 @@ class Table4(Table):
     """
 
     name: ClassVar[str] = "table4"
+    title: ClassVar[str] = "Table 4"
     axis: ClassVar[str] = "poison_ratio"
     every: ClassVar[tuple[Any, ...]] = (0.05, 0.01)
     allowed: ClassVar[tuple[str, ...]] = tuple(LABELS)
@@ -160,6 +65,7 @@ class Figure13(Table):
     """
 
     name: ClassVar[str] = "figure13"
+    title: ClassVar[str] = "Figure 13"
     axis: ClassVar[str] = "dataset"
     every: ClassVar[tuple[Any, ...]] = ("cifar10", "mnist", "gtsrb")
     allowed: ClassVar[tuple[str, ...]] = tuple(LABELS)
@@ -170,6 +76,10 @@ class Figure13(Table):
         super().__post_init__()
         one_of("dataset", self.dataset, (*self.every, "all"))
 
+    def note(self, profile: str) -> str:
+        """That the digits stand alone where a profile has no other data."""
+        return _STAND_IN if self.dataset == "all" and PROFILES[profile].data == "embedded" else ""
+
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The datasets asked for; of "all", a profile without downloads has MNIST alone."""
         if self.dataset == "all" and PROFILES[profile].data == "embedded":
@@ -179,21 +89,144 @@ class Figure13(Table):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one bar."""
         mnist = super().cell(column, row, seed, profile)
-        size = round(self.clean_size * PAPER_TRAIN_SIZE[row] / PAPER_TRAIN_SIZE["mnist"])
-        return replace(mnist, dataset=row, clean_size=size)
+        return replace(mnist, dataset=row, clean_size=_share(self.clean_size, row))
 
 
-EXPERIMENTS: dict[str, type[Table]] = {"table3": Table3, "table4": Table4, "figure13": Figure13}
+@dataclass(frozen=True)
+class Activations(Experiment):
+    """What Figures 10 to 12 share: one network on one dataset, at its penultimate layer.
+
+    dataset "auto" is CIFAR-10, and the embedded digits at a profile that has nothing else.
+    """
+
+    axis: ClassVar[str] = "dataset"
+    network: ClassVar[str] = "resnet18"
+
+    dataset: Any = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, ("auto", *PAPER_TRAIN_SIZE))
+
+    def note(self, profile: str) -> str:
+        """That the digits stand in where a profile has no CIFAR-10."""
+        return _STAND_IN if self.rows(profile) == ("mnist",) and self.dataset == "auto" else ""
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The one dataset."""
+        if self.dataset != "auto":
+            return (self.dataset,)
+        return ("mnist",) if PROFILES[profile].data == "embedded" else ("cifar10",)
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one panel."""
+        return Cell(row, self.network, self.attack, float(self.poison_ratio), column.defense, 0, seed, profile)
 
 
-def from_notebook(name: str, namespace: Mapping[str, Any]) -> Table:
+@dataclass(frozen=True)
+class Figure10(Activations):
+    """Figure 10: the channels of ResNet-18's penultimate layer under clean and Trojan images (supplement A.1).
+
+    Command: `papermill notebooks/figure10.ipynb out.ipynb -p profile small`. The supplement gives the figure as a
+    picture alone: no axis values, no dataset, no poison ratio. CIFAR-10 and 10 % are the reading taken here.
+    """
+
+    name: ClassVar[str] = "figure10"
+    title: ClassVar[str] = "Figure 10"
+
+    attack: Any = "trojan"
+
+
+@dataclass(frozen=True)
+class Figure11(Activations):
+    """Figure 11: the 4x4 map of mean activation at ResNet-18's penultimate layer, clean and triggered (A.1).
+
+    Command: `papermill notebooks/figure11.ipynb out.ipynb -p profile small`. Expected at `paper`, as published:
+    data/published/figure11.csv. The caption says BadNets, the panel Trojan; the caption is followed.
+    """
+
+    name: ClassVar[str] = "figure11"
+    title: ClassVar[str] = "Figure 11"
+
+
+@dataclass(frozen=True)
+class Figure12(Figure10):
+    """Figure 12: Figure 10's network with the feature-wise module (supplement A.1).
+
+    Command: `papermill notebooks/figure12.ipynb out.ipynb -p profile small`. clean_size is on MNIST's scale; another
+    dataset gives the same share (3000 is 2,500 of CIFAR-10), which the supplement does not state.
+    """
+
+    name: ClassVar[str] = "figure12"
+    title: ClassVar[str] = "Figure 12"
+
+    clean_size: Any = 3000
+    init: Any = "full,random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "init", parse_names("init", self.init, INITS))
+
+    def columns(self) -> list[Column]:
+        """The undefended network, and the feature-wise module once for each init."""
+        return [Column("none"), *(Column("feature", (("init", i),)) for i in self.init)]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of panels."""
+        undefended = super().cell(column, row, seed, profile)
+        size = _share(self.clean_size, row)
+        return replace(undefended, defense=column.defense, clean_size=size, switches=column.switches)
+
+
+@dataclass(frozen=True)
+class Attacks(Experiment):
+    """Every attack on every dataset: the backdoored VGG-16 before any defense, and one stamped image.
+
+    Command: `purifier run attacks --profile small`. attack and dataset are one name or "all". A profile without
+    downloads has MNIST's digits alone.
+    """
+
+    name: ClassVar[str] = "attacks"
+    title: ClassVar[str] = "The attacks"
+    axis: ClassVar[str] = "attack"
+
+    attack: Any = "all"
+    dataset: Any = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
+
+    def note(self, profile: str) -> str:
+        """That the digits stand alone where a profile has no other data."""
+        return _STAND_IN if self.dataset == "all" and PROFILES[profile].data == "embedded" else ""
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The attacks and datasets asked for, as pairs."""
+        every = ("mnist",) if PROFILES[profile].data == "embedded" else tuple(PAPER_TRAIN_SIZE)
+        datasets = every if self.dataset == "all" else (self.dataset,)
+        attacks = ATTACKS if self.attack == "all" else (self.attack,)
+        return tuple((attack, dataset) for dataset in datasets for attack in attacks)
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        attack, dataset = row
+        return Cell(dataset, self.network, attack, float(self.poison_ratio), "none", 0, seed, profile)
+
+
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    kind.name: kind for kind in (Table3, Table4, Figure10, Figure11, Figure12, Figure13, Attacks)
+}
+
+
+def from_notebook(name: str, namespace: Mapping[str, Any]) -> Experiment:
     """The experiment that a notebook's variables describe; call it directly after the parameters cell.
 
     Papermill only logs an unknown parameter, and checks no type. Here any variable that is no parameter of the
     experiment stops the notebook with a ConfigError that names the known ones.
     """
     kind = EXPERIMENTS[one_of("experiment", name, EXPERIMENTS)]
-    known = [f.name for f in fields(kind)]
+    known = sorted((f.name for f in fields(kind)), key=lambda name: name != kind.axis)  # the axis first
     hidden = {"In", "Out", "get_ipython", "exit", "quit", "open"}
     given = {
         k: v
@@ -205,36 +238,3 @@ def from_notebook(name: str, namespace: Mapping[str, Any]) -> Table:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{unknown!r} is not a parameter of {name}; its parameters: {', '.join(known)}.{hint}")
     return kind(**given)
-
-
-def parse_seeds(value: Any) -> tuple[int, ...]:
-    """Seeds from 3, "0-2", "0,4,7" or a list, in order and without repeats."""
-    problem = ConfigError(f"seeds={value!r} is not understood; write 0, '0-2', '0,4,7' or [0, 1].")
-    if isinstance(value, str):
-        found: list[int] = []
-        for part in value.split(","):
-            ends = part.strip().split("-")
-            if len(ends) > 2 or not all(e.strip().isdecimal() for e in ends):
-                raise problem
-            low, high = int(ends[0]), int(ends[-1])
-            if high < low or high - low > 1000:
-                raise problem
-            found.extend(range(low, high + 1))
-    elif isinstance(value, (list, tuple)):
-        found = list(value)
-    else:
-        found = [value]
-    if not found or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in found):
-        raise problem
-    return tuple(dict.fromkeys(found))
-
-
-def parse_names(name: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """Names from "all", "a", "a,b" or a list, in the order of `allowed`."""
-    if value == "all":
-        return allowed
-    parts = [p.strip() for p in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not parts:
-        raise ConfigError(f"{name}={value!r} is not understood; write 'all' or names among: {', '.join(allowed)}.")
-    chosen = {one_of(name, part, (*allowed, "all")) for part in parts}
-    return allowed if "all" in chosen else tuple(a for a in allowed if a in chosen)

@@ -19,7 +19,7 @@ class VGG16(nn.Module):
 
     The sites name submodules for the methods that need some: `purifier_sites` per granularity as in the
     release (Cube sits at the input end, the others at the output end), `attention_sites` for NAD, before
-    and after pooling, `last_conv` for Fine-pruning.
+    and after pooling, `last_conv` for Fine-pruning and for the activations of Figures 10 to 12.
     """
 
     purifier_sites: ClassVar = {

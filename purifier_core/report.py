@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.experiments import Column, Table
+from purifier_core.grids import Column, Experiment
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
@@ -59,7 +59,7 @@ def estimates(results: Results) -> dict[tuple[Any, Column, str], Estimate]:
     }
 
 
-def paper_values(experiment: Table) -> dict[tuple[int, str, str], float]:
+def paper_values(experiment: Experiment) -> dict[tuple[int, str, str], float]:
     """The published percentages by (row, method name, metric)."""
     table = published(experiment.name)
     axis = table[experiment.axis] if experiment.axis in table else table[f"{experiment.axis}_percent"] / 100
@@ -70,12 +70,12 @@ def paper_values(experiment: Table) -> dict[tuple[int, str, str], float]:
     }
 
 
-def row_head(experiment: Table, row: Any) -> Any:
+def row_head(experiment: Experiment, row: Any) -> Any:
     """A value of the table's axis as it heads its rows."""
     return f"{100 * row:g} %" if experiment.axis == "poison_ratio" else row
 
 
-def row_label(experiment: Table, row: Any) -> str:
+def row_label(experiment: Experiment, row: Any) -> str:
     """A value of the table's axis in words."""
     return f"{row} clean images" if experiment.axis == "clean_size" else f"poison ratio {100 * row:g} %"
 

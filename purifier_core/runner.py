@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from purifier_core.config import Cell
-from purifier_core.experiments import Table
+from purifier_core.grids import Experiment
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store
 
@@ -19,7 +19,7 @@ from purifier_core.records import Record, Store
 class Results:
     """What a run found or computed for an experiment, which profile it took and why, and what is missing or failed."""
 
-    experiment: Table
+    experiment: Experiment
     profile: str
     reason: str
     records: list[Record] = field(default_factory=list)
@@ -41,7 +41,8 @@ class Results:
     def headline(self) -> str:
         """The first line of every output: which profile, why, and that it is not the paper's where it is not."""
         caution = "" if self.profile == "paper" else "Not the paper's setting. "
-        return f"{caution}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}."
+        note = self.experiment.note(self.profile)
+        return f"{caution}{note}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}."
 
 
 def records_only() -> bool:
@@ -49,7 +50,7 @@ def records_only() -> bool:
     return os.environ.get("PURIFIER_RECORDS_ONLY", "") not in ("", "0")
 
 
-def resolve_profile(experiment: Table, store: Store) -> tuple[str, str]:
+def resolve_profile(experiment: Experiment, store: Store) -> tuple[str, str]:
     """The profile to use, and why. "auto" is paper on a GPU, else quick; the book takes the best that has records."""
     if experiment.profile != "auto":
         return experiment.profile, "as asked"
@@ -65,15 +66,15 @@ def resolve_profile(experiment: Table, store: Store) -> tuple[str, str]:
     return "quick", "no GPU is used"
 
 
-def widened(experiment: Table, profile: str, done: set[Cell]) -> Table:
+def widened(experiment: Experiment, profile: str, done: set[Cell]) -> Experiment:
     """The whole table: every row, and every seed of which a cell is done (the given seeds where none is)."""
-    whole = replace(experiment, **{experiment.axis: "all"})
+    whole = experiment.whole()
     seeds = sorted({cell.seed for cell in done if cell.profile == profile})
     begun = [seed for seed in seeds if done & set(replace(whole, seeds=seed).cells(profile))]
     return replace(whole, seeds=begun or experiment.seeds)
 
 
-def look_up(experiment: Table, store: Store | None = None) -> Results:
+def look_up(experiment: Experiment, store: Store | None = None) -> Results:
     """The experiment's records as they are; nothing is computed. The book widens it to all that is recorded."""
     store = store or Store()
     profile, reason = resolve_profile(experiment, store)
@@ -91,7 +92,7 @@ def look_up(experiment: Table, store: Store | None = None) -> Results:
     return results
 
 
-def run(experiment: Table, store: Store | None = None, say: Callable[[str], Any] = print) -> Results:
+def run(experiment: Experiment, store: Store | None = None, say: Callable[[str], Any] = print) -> Results:
     """Find the experiment's records and compute the missing ones.
 
     A failing cell is recorded with its traceback and the others go on; KeyboardInterrupt stops at once, and the

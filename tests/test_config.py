@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from purifier_core import config
-from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError
-from purifier_core.experiments import Figure13, Table3, from_notebook, parse_names, parse_seeds
+from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError, parse_names, parse_seeds
+from purifier_core.experiments import Figure13, Table3, from_notebook
 from purifier_core.profiles import PROFILES, Recipe
 
 BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")

@@ -1,0 +1,93 @@
+"""What a record tells beyond ACC and ASR: Purifier's units, the penultimate layer's activations, a stamped picture."""
+
+import base64
+import io
+from typing import Any
+
+import torch
+from torch import nn
+
+from purifier_core.config import GRANULARITIES, TARGET_CLASS, Cell
+from purifier_core.purifier import Purified, diagnose
+from purifier_core.training import to_float
+
+PROFILED = "resnet18"
+"""The network of Figures 10 to 12: its records hold the activations of the last convolution block."""
+
+
+def probe(cell: Cell, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor) -> dict:
+    """The diagnostics of a computed cell. `triggered` are the stamped copies of the images of other classes than the
+    target, in the same order."""
+    found: dict[str, Any] = {}
+    if cell.defense in GRANULARITIES:
+        target = torch.full((len(triggered),), TARGET_CLASS, device=labels.device)
+        found["clean"], found["triggered"] = diagnose(model, images, labels), diagnose(model, triggered, target)  # type: ignore[arg-type]
+    if cell.defense in ("none", *GRANULARITIES) and cell.network == PROFILED:
+        site: Any = _inside(model).last_conv
+        found["activations"] = activations(model, site, images, labels, triggered)
+    if cell.defense == "none" and len(triggered):
+        found["sample"] = {"clean": png(images[labels != TARGET_CLASS][0]), "triggered": png(triggered[0])}
+    return found
+
+
+@torch.inference_mode()
+def activations(
+    model: nn.Module,
+    site: str,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    triggered: torch.Tensor,
+    target: int = TARGET_CLASS,
+    batch_size: int = 1000,
+) -> dict[str, Any]:
+    """The mean magnitude |F| at the submodule `site`, whose output F is (N, C, H, W), with five significant digits.
+
+    classes (K, C): by channel over the images of each class and all positions. clean (C) and clean_map (H, W): over the
+    images of other classes than `target`, by channel and by position. triggered and triggered_map: over `triggered`,
+    the stamped copies of those.
+    """
+    seen: list[torch.Tensor] = []
+    hook = _inside(model).get_submodule(site).register_forward_hook(lambda _m, _i, out: seen.append(out.abs()))
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        total: Any = 0
+        for piece in x.split(batch_size):
+            seen.clear()
+            model(to_float(piece))
+            total = total + seen[0].double().sum(0)
+        return total / max(1, len(x))
+
+    try:
+        by_class = torch.stack([mean(images[labels == k]) for k in range(int(labels.max()) + 1)])  # (K, C, H, W)
+        stamped = mean(triggered)
+    finally:
+        hook.remove()
+    weights = torch.bincount(labels[labels != target], minlength=len(by_class)).double()
+    clean = (by_class * weights[:, None, None, None]).sum(0) / weights.sum()
+    return {
+        "site": site,
+        "classes": _digits(by_class.mean((2, 3))),
+        "clean": _digits(clean.mean((1, 2))),
+        "triggered": _digits(stamped.mean((1, 2))),
+        "clean_map": _digits(clean.mean(0)),
+        "triggered_map": _digits(stamped.mean(0)),
+    }
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    return model.model if isinstance(model, Purified) else model
+
+
+def png(image: torch.Tensor) -> str:
+    """A uint8 image (3, H, W) as a PNG file in base64."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _digits(values: torch.Tensor) -> Any:
+    if values.ndim > 1:
+        return [_digits(row) for row in values]
+    return [float(f"{v:.5g}") for v in values.tolist()]
