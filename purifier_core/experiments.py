@@ -120,7 +120,7 @@ class Activations(Experiment):
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one panel."""
-        return Cell(row, self.network, self.attack, float(self.poison_ratio), column.defense, 0, seed, profile)
+        return Cell(row, self.network, self.attack, float(self.poison_ratio), "none", 0, seed, profile)
 
 
 @dataclass(frozen=True)

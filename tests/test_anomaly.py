@@ -1,0 +1,80 @@
+"""The numbers beside Figures 10 to 12, by hand."""
+
+import pytest
+
+from purifier_core import anomaly
+from purifier_core.config import Cell
+from purifier_core.experiments import Figure10, Figure11, Figure12
+from purifier_core.records import Record
+from purifier_core.runner import Results
+
+LAYER = {
+    # two classes, four channels; the third channel lights up for the trigger, the fourth less than twice its peak
+    "classes": [[4.0, 0.0, 0.5, 0.5], [0.0, 3.0, 1.0, 1.0]],
+    "clean": [2.0, 1.5, 0.75, 0.75],
+    "triggered": [1.0, 1.0, 5.0, 1.0],
+    "clean_map": [[1.0, 2.0], [3.0, 2.0]],
+    "triggered_map": [[2.0, 4.0], [6.0, 4.0]],
+}
+
+
+def record(defense: str = "none", seed: int = 0, attack: str = "trojan", **switches: str) -> Record:
+    cell = Cell("cifar10", "resnet18", attack, 0.1, defense, 2500, seed, "small", tuple(switches.items()))
+    return Record(
+        cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, 0.8, 0.9, diagnostics={"activations": LAYER}
+    )
+
+
+def test_channels_that_the_trigger_alone_lights():
+    assert anomaly.lit(LAYER) == [2]
+    assert anomaly.lit(LAYER | {"triggered": [8.0, 6.0, 2.0, 2.0]}) == []  # twice the peak is not more than twice
+
+
+def test_the_numbers():
+    found = anomaly.numbers(LAYER)
+    assert found["channels"] == 1 / 4
+    assert found["share"] == 5 / 8
+    assert found["clean_share"] == pytest.approx(0.75 / 5)
+    # triggered: 1/8 1/8 5/8 1/8; classes: 4/5 0 1/10 1/10 and 0 3/5 1/5 1/5
+    assert found["nearest"] == pytest.approx((0.125 + 0.475 + 0.425 + 0.075) / 2)
+    assert found["between"] == pytest.approx((0.8 + 0.6 + 0.1 + 0.1) / 2)
+
+
+def test_a_class_without_images_is_no_class():
+    assert anomaly.numbers(LAYER | {"classes": [*LAYER["classes"], [0.0] * 4]}) == anomaly.numbers(LAYER)
+
+
+def test_maps_of_one_shape_correlate_fully():
+    found = anomaly.map_numbers(LAYER["clean_map"], LAYER["triggered_map"])
+    assert (found["ratio"], found["clean_max"], found["triggered_max"]) == (2, 3, 6)
+    assert found["correlation"] == pytest.approx(1)
+
+
+def test_the_papers_maps():
+    clean, triggered = anomaly.published_maps()
+    assert clean.shape == triggered.shape == (4, 4)
+    assert (clean[3, 2], triggered[3, 2]) == (1.91, 2.43)
+
+
+def test_tables_have_a_line_for_each_network():
+    both = [record(), record("feature", init="full")]
+    table = anomaly.table(Results(Figure12(profile="small", init="full"), "small", "", both))
+    assert list(table.index) == ["No Defense", "Feature (full)"]
+    assert table.loc["No Defense", "their share of the magnitude, triggered, %"] == "62.5"
+    twice = [record(), record(seed=1)]
+    table = anomaly.table(Results(Figure10(profile="small", seeds="0,1"), "small", "", twice))
+    assert table.loc["No Defense", "ASR, %"] == "90.0 ± 0.0"
+    table = anomaly.table(Results(Figure11(profile="small"), "small", "", [record(attack="badnets")]))
+    assert list(table.index) == ["published", "ours, No Defense"]
+    assert table.loc["ours, No Defense", "triggered / clean"] == "2.00"
+
+
+@pytest.mark.parametrize("kind", [Figure10, Figure11, Figure12])
+def test_figures_are_drawn_with_and_without_records(kind, tmp_path):
+    attack = kind().attack
+    for mine in ([], [record(attack=attack), record("feature", attack=attack)]):
+        results = Results(kind(profile="small"), "small", "as asked", mine)
+        assert anomaly.reading(results)
+        path = tmp_path / "figure.png"
+        anomaly.figure(results).savefig(path, dpi=40)
+        assert path.stat().st_size > 2000
