@@ -203,6 +203,11 @@ class Work:
         # digits and signs mean something else mirrored; the release flips them all the same
         return Augment(flip=cell.switch("flip") == "always" or cell.dataset == "cifar10")
 
+    def prepare(self, cell: Cell) -> None:
+        """Train the backdoored model of a "none" cell unless it is cached, so that others find it."""
+        with _threads(self.profile.threads):
+            self.backdoored(cell)
+
     def backdoored(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         """The backdoored model of a "none" cell and what its training cost, from the cache or by training."""
         if cell in self._broken:

@@ -164,8 +164,13 @@ class Cell:
         shared = tuple((n, v) for n, v in self.switches if "backdoor" in SWITCHES[n].applies)
         return replace(self, defense="none", switches=shared)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the trigger is made from a clean model."""
+        return self.attack in ("trojan", "cl")
+
     def reference(self) -> "Cell":
-        """The cell of the clean model that Trojan and CL make their trigger from."""
+        """The cell of the clean model that the trigger of `needs_reference` is made from."""
         return replace(self.backdoored(), attack="none")
 
     def settings(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Torch comes in only where something is computed, so that records can be read wit
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -92,39 +92,49 @@ def look_up(experiment: Experiment, store: Store | None = None) -> Results:
     return results
 
 
-def run(experiment: Experiment, store: Store | None = None, say: Callable[[str], Any] = print) -> Results:
-    """Find the experiment's records and compute the missing ones.
+def run(
+    experiment: Experiment, store: Store | None = None, say: Callable[[str], Any] = print, workers: int = 1
+) -> Results:
+    """Find the experiment's records and compute the missing ones, with as many processes as `workers`.
 
     A failing cell is recorded with its traceback and the others go on; KeyboardInterrupt stops at once, and the
     same call later computes only what is still missing. Raises ConfigError or DataError before any computation
     where the profile, the device, the data or the folder cannot serve.
     """
+    return run_all([experiment], store, say, workers)[0]
+
+
+def run_all(
+    experiments: Sequence[Experiment],
+    store: Store | None = None,
+    say: Callable[[str], Any] = print,
+    workers: int = 1,
+) -> list[Results]:
+    """`run` for several experiments at once, which compute what they share only once."""
     store = store or Store()
-    results = look_up(experiment, store)
-    say(results.headline)
-    if not results.missing or records_only():
-        return results
+    every = [look_up(experiment, store) for experiment in experiments]
+    for line in dict.fromkeys(results.headline for results in every):
+        say(line)
+    unfinished = [results for results in every if results.missing]
+    if not unfinished or records_only():
+        return every
 
-    from purifier_core.compute import Work
+    from purifier_core.schedule import compute
 
-    store.check_writable()
-    found: dict[Cell, Record | None] = {record.cell: record for record in results.records}
-    for dataset in dict.fromkeys(cell.dataset for cell in results.missing):
-        work = Work(store, results.profile, dataset, experiment.device)
-        # Records on another copy of the data do not count beside new ones: a table holds one copy.
-        mine = [cell for cell in experiment.cells(results.profile) if cell.dataset == dataset]
-        found |= {cell: store.find(cell, work.split.fingerprint) for cell in mine}
-        todo = [cell for cell in mine if found[cell] is None]
-        for done, cell in enumerate(todo, start=1):
-            record = work.compute(cell)
-            store.save(record)
-            if record.failed:
-                results.failed.append(record)
-            else:
-                found[cell] = record
-            say(f"[{done}/{len(todo)}] {describe(record)}")
-    results.sort_out({cell: found.get(cell) for cell in experiment.cells(results.profile)})
-    return results
+    def report(record: Record, done: int, of: int) -> None:
+        say(f"[{done}/{of}] {describe(record)}")
+
+    for profile, device in dict.fromkeys((r.profile, r.experiment.device) for r in unfinished):
+        mine = [r for r in unfinished if (r.profile, r.experiment.device) == (profile, device)]
+        missing = {cell.dataset for results in mine for cell in results.missing}
+        cells = [c for results in mine for c in results.experiment.cells(profile) if c.dataset in missing]
+        found = compute(list(dict.fromkeys(cells)), store, profile, device, report, workers)
+        for results in mine:
+            known = {record.cell: record for record in results.records} | found
+            there = {cell: known.get(cell) for cell in results.experiment.cells(profile)}
+            results.failed = [record for record in there.values() if record and record.failed]
+            results.sort_out({cell: None if record in results.failed else record for cell, record in there.items()})
+    return every
 
 
 def describe(record: Record) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from purifier_core import cli, compute, records, report, runner
+from purifier_core import cli, compute, records, report, runner, schedule
 from purifier_core.config import Cell, ConfigError
 from purifier_core.experiments import Table3
 from purifier_core.profiles import PROFILES, Recipe
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, monk
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder is needed")
     monkeypatch.setenv("PURIFIER_HOME", str(blocked))
-    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
     with pytest.raises(ConfigError, match="PURIFIER_HOME"):
         runner.run(table())
     assert cli.main(["run", "table3", "--profile", "quick"]) == 2
@@ -123,8 +123,20 @@ def test_run_computes_once_and_shares_the_backdoored_model(store, monkeypatch):
     assert len({r.provenance["backdoored_model"] for r in first.records}) == 1
     assert len(list(store.models.glob("*.safetensors"))) == 1
     assert first.records[1].effort["images"] == 200  # one epoch of 5 % of 4,000 images
-    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
     assert runner.run(table(), say=lambda _: None).records == first.records
+
+
+def test_two_workers_compute_what_one_does(store, tmp_path):
+    experiments = [table(seeds="0,1"), table(poison_ratio=0.05), table(attack="trojan", methods="none")]
+    alone = runner.run_all(experiments, Store(tmp_path / "alone"), say=lambda _: None)
+    lines: list[str] = []
+    both = runner.run_all(experiments, store, say=lines.append, workers=2)
+    assert [len(r.records) for r in both] == [6, 3, 1]
+    for one, two in zip(alone, both, strict=True):
+        assert [(r.cell, r.acc, r.asr) for r in one.records] == [(r.cell, r.acc, r.asr) for r in two.records]
+    assert sum(line.startswith("[") for line in lines) == 10
+    assert len(list(store.models.glob("*.safetensors"))) == 5  # four backdoored, and Trojan's clean one
 
 
 def test_a_deleted_record_comes_back_with_the_same_numbers(store):
@@ -209,7 +221,7 @@ def test_killed_in_the_middle_nothing_is_lost(store, tmp_path):
 
 def test_the_book_only_reads(store, monkeypatch):
     monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
-    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
     empty = runner.run(table(profile="auto"), say=lambda _: None)
     assert empty.profile == "small"
     assert len(empty.missing) == 1 + 2 * 3  # the book shows all three sizes
