@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from purifier_core import runner
-from purifier_core.config import ATTACKS, ConfigError
+from purifier_core.config import ATTACKS, ConfigError, integer
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.grids import Experiment
 from purifier_core.profiles import PROFILES
@@ -34,22 +34,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb, about in (("run", "compute what is missing and show it"), ("show", "show what is recorded")):
         command = verbs.add_parser(verb, help=about, allow_abbrev=False)
         experiments = command.add_subparsers(dest="experiment", required=True)
-        for name, kind in EXPERIMENTS.items():
-            options = experiments.add_parser(name, allow_abbrev=False, help=(kind.__doc__ or "").splitlines()[0])
-            options.add_argument("--figure", metavar="PATH", help="also draw the figure into this file (png, svg, pdf)")
-            for field in fields(kind):
+        offered: dict[str, type[Experiment]] = {"all": Experiment, **EXPERIMENTS}
+        for name, kind in offered.items():
+            about = "all of these" if name == "all" else (kind.__doc__ or "").splitlines()[0]
+            options = experiments.add_parser(name, allow_abbrev=False, help=about)
+            parameters = [f for f in fields(kind) if name != "all" or f.name in ("profile", "seeds", "device")]
+            for field in parameters:
                 options.add_argument(
                     "--" + field.name.replace("_", "-"), type=_plain, default=field.default, help=_HELP[field.name]
                 )
+            if name != "all":
+                options.add_argument("--figure", metavar="PATH", help="also draw the figure into this file (png, svg)")
+            if verb == "run":
+                options.add_argument("--workers", type=_plain, default=1, help="processes that compute, by default 1")
     verbs.add_parser("status", help="what is done, missing and failed, and how long it took")
     chosen = vars(parser.parse_args(arguments))
     verb = chosen.pop("verb")
     try:
         if verb == "status":
             return status(Store())
-        figure = chosen.pop("figure")
-        experiment = EXPERIMENTS[chosen.pop("experiment")](**chosen)
-        return show(experiment, compute=verb == "run", figure=figure)
+        figure, workers = chosen.pop("figure", None), integer("workers", chosen.pop("workers", 1), 1, 64)
+        name = chosen.pop("experiment")
+        kinds = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
+        chosen_ones = [kind(**chosen) for kind in kinds]
+        if name == "all":
+            chosen_ones = [experiment.whole() for experiment in chosen_ones]
+        store = Store()
+        if verb == "run":
+            every = runner.run_all(chosen_ones, store, workers=workers)
+        else:
+            every = [runner.look_up(experiment, store) for experiment in chosen_ones]
+        return max([show(results, store, figure) for results in every])
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with what is missing.", file=sys.stderr)
         return 130
@@ -58,13 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def show(experiment: Experiment, compute: bool, figure: str | None = None) -> int:
-    """Print the experiment's table from records, after computing what is missing if asked to."""
-    from purifier_core import efficiency, report
+def show(results: runner.Results, store: Store, figure: str | None = None) -> int:
+    """Print an experiment's table and reading; returns 1 if something is missing."""
+    from purifier_core import anomaly, efficiency, gallery, report
 
-    store = Store()
-    results = runner.run(experiment, store) if compute else runner.look_up(experiment, store)
-    view: Any = efficiency if experiment.name == "figure13" else report
+    kind = results.experiment
+    views: dict[str, Any] = {"figure13": efficiency, "attacks": gallery} | dict.fromkeys(
+        ("figure10", "figure11", "figure12"), anomaly
+    )
+    view = views.get(kind.name, report)
+    print(f"\n{kind.title}")
     print(report.as_text(view.table(results)))
     for line in (*view.reading(results), report.provenance(results)):
         print(line)

@@ -14,7 +14,7 @@ from purifier_core.records import Record, published
 from purifier_core.report import METRICS, estimate, grouped
 from purifier_core.runner import Results
 
-_TITLES = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}
+_TITLES = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}  # as the paper prints them
 
 
 def per_epoch(asr: float, epochs: float) -> float:

@@ -12,6 +12,7 @@ from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
 METRICS = ("acc", "asr")
+TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "gtsrb": "GTSRB"}
 PUBLISHED_MARK: dict[str, Any] = {"s": 95, "facecolor": "none", "edgecolor": "0.2", "linewidth": 1.6}
 OUR_MARK: dict[str, Any] = {"fmt": "o", "markersize": 6, "color": "#c2410c"}
 

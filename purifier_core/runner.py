@@ -67,11 +67,18 @@ def resolve_profile(experiment: Experiment, store: Store) -> tuple[str, str]:
 
 
 def widened(experiment: Experiment, profile: str, done: set[Cell]) -> Experiment:
-    """The whole table: every row, and every seed of which a cell is done (the given seeds where none is)."""
+    """The whole table: every row, and every seed of which each row has a cell (the given seeds where none is so).
+
+    One row alone may be another table's: Figure 13 shares its MNIST cells with Table 3.
+    """
     whole = experiment.whole()
+
+    def begun(seed: int) -> bool:
+        cells = ([whole.cell(column, row, seed, profile) for column in whole.columns()] for row in whole.rows(profile))
+        return all(done & set(row) for row in cells)
+
     seeds = sorted({cell.seed for cell in done if cell.profile == profile})
-    begun = [seed for seed in seeds if done & set(replace(whole, seeds=seed).cells(profile))]
-    return replace(whole, seeds=begun or experiment.seeds)
+    return replace(whole, seeds=[seed for seed in seeds if begun(seed)] or experiment.seeds)
 
 
 def look_up(experiment: Experiment, store: Store | None = None) -> Results:

@@ -1,0 +1,103 @@
+"""The attacks: what each trigger looks like on each dataset, and how well it takes in an undefended network."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from purifier_core.config import ATTACKS
+from purifier_core.records import Record
+from purifier_core.report import METRICS, TITLES, estimate, grouped
+from purifier_core.runner import Results
+
+LABELS = {
+    "badnets": "BadNets (four corners)",
+    "trojan": "Trojan",
+    "blend": "Blend",
+    "sig": "SIG",
+    "cl": "CL (patch)",
+}
+
+
+def by_attack(results: Results) -> dict[tuple[str, str], list[Record]]:
+    """The records of each (attack, dataset), seed by seed."""
+    return {row: mine for (row, _), mine in grouped(results).items()}
+
+
+def table(results: Results) -> pd.DataFrame:
+    """ACC and ASR in percent of the undefended network: lines by dataset and metric, columns by attack, as text."""
+    found = by_attack(results)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for attack, dataset in results.experiment.rows(results.profile):
+        mine = found.get((attack, dataset), [])
+        for metric in METRICS:
+            value = estimate({r.cell.seed: getattr(r, metric) for r in mine}) if mine else None
+            shown = "missing" if value is None else f"{value.mean:.2f}"
+            if value and value.half_width is not None:
+                shown += f" ± {value.half_width:.2f}"
+            lines.setdefault((TITLES[dataset], metric.upper()), {})[LABELS[attack]] = shown
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["dataset", "%"])
+    return frame
+
+
+def reading(results: Results) -> list[str]:
+    """Which attacks took, and which did not, from the records alone."""
+    lines = []
+    for dataset in dict.fromkeys(dataset for _, dataset in results.experiment.rows(results.profile)):
+        asr = {
+            attack: estimate({r.cell.seed: r.asr or 0.0 for r in mine}).mean
+            for (attack, name), mine in by_attack(results).items()
+            if name == dataset
+        }
+        strong = [LABELS[a] for a, value in asr.items() if value >= 90]
+        weak = [f"{LABELS[a]} ({value:.1f} %)" for a, value in asr.items() if value < 90]
+        if asr:
+            lines.append(
+                f"{TITLES[dataset]} (profile {results.profile}): an ASR of 90 % or more for "
+                f"{', '.join(strong) or 'none'}; less for {', '.join(weak) or 'none'}."
+            )
+    return lines or [f"No record at profile {results.profile} is there yet."]
+
+
+def figure(results: Results) -> Any:
+    """One test image of each dataset as it is and stamped by every attack, and below it what the stamp changed."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="white", context="notebook")
+    found = {row: mine[0] for row, mine in by_attack(results).items() if "sample" in mine[0].diagnostics}
+    datasets = list(dict.fromkeys(dataset for _, dataset in found)) or ["mnist"]
+    drawing, axes = plt.subplots(
+        2 * len(datasets),
+        1 + len(ATTACKS),
+        figsize=(9, 3.1 * len(datasets) + 0.3),
+        squeeze=False,
+        layout="constrained",
+        dpi=160,
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, dataset in enumerate(datasets):
+        above, below = axes[2 * number], axes[2 * number + 1]
+        for place, attack in enumerate(ATTACKS, start=1):
+            if number == 0:
+                above[place].set_title(LABELS[attack].replace(" (", "\n("), fontsize=10)
+            if record := found.get((attack, dataset)):
+                clean, stamped = (_pixels(record.diagnostics["sample"][name]) for name in ("clean", "triggered"))
+                above[0].imshow(clean)
+                above[0].set_title(f"{TITLES[dataset]}, clean", fontsize=10)
+                above[place].imshow(stamped)
+                change = stamped.astype(float) - clean
+                below[place].imshow(np.clip(0.5 + change / 2 / max(1.0, np.abs(change).max()), 0, 1))
+        below[0].text(1, 0.5, "change,\nscaled", ha="right", va="center", fontsize=10, transform=below[0].transAxes)
+    plt.close(drawing)
+    return drawing
+
+
+def _pixels(sample: str) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(sample))))
