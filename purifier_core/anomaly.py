@@ -18,15 +18,12 @@ from purifier_core.records import Record, published
 from purifier_core.report import estimate, grouped
 from purifier_core.runner import Results
 
-LIT = 2.0
-"""A channel is lit by the trigger alone if its mean over triggered images is more than this many times the largest of
-its means over the clean images of one class."""
-
 
 def lit(layer: dict[str, Any]) -> list[int]:
-    """The channels that the trigger alone lights."""
+    """The channels that the trigger lights beyond every class: their mean over triggered images is larger than over
+    the clean images of any one class. No mixture of clean images has such a channel."""
     peak = np.max(layer["classes"], axis=0)
-    return [c for c, (hit, clean) in enumerate(zip(layer["triggered"], peak, strict=True)) if hit > LIT * clean]
+    return [c for c, (hit, clean) in enumerate(zip(layer["triggered"], peak, strict=True)) if hit > clean]
 
 
 def distance(one: Any, other: Any) -> float:
@@ -38,17 +35,20 @@ def distance(one: Any, other: Any) -> float:
 def numbers(layer: dict[str, Any]) -> dict[str, float]:
     """What Figures 10 and 12 are meant to show, as fractions.
 
-    channels: the share of channels that the trigger alone lights; share and clean_share: their part of the total
-    magnitude on triggered and on clean images; nearest: the distance of the triggered profile from that of the
-    nearest class; between: the median distance of two classes, the scale for it.
+    channels: the share of channels that the trigger lights beyond every class; share and clean_share: their part of
+    the total magnitude on triggered and on clean images; excess: the part of the triggered magnitude that lies above
+    what any class reaches; nearest: the distance of the triggered profile from that of the nearest class; between: the
+    median distance of two classes, the scale for it.
     """
     chosen = lit(layer)
+    peak = np.max(layer["classes"], axis=0)
     classes = [profile for profile in layer["classes"] if sum(profile)]
     part = {name: sum(layer[name][c] for c in chosen) / sum(layer[name]) for name in ("triggered", "clean")}
     return {
         "channels": len(chosen) / len(layer["triggered"]),
         "share": part["triggered"],
         "clean_share": part["clean"],
+        "excess": sum(layer["triggered"][c] - peak[c] for c in chosen) / sum(layer["triggered"]),
         "nearest": min(distance(layer["triggered"], profile) for profile in classes),
         "between": median(distance(a, b) for a, b in combinations(classes, 2)),
     }
@@ -87,12 +87,12 @@ def table(results: Results) -> pd.DataFrame:
     found = by_column(results)
     if results.experiment.name == "figure11":
         lines = {"published": {name: f"{v:.2f}" for name, v in map_numbers(*published_maps()).items()}}
-        for column, mine in found.items():
+        for mine in found.values():  # one column, the undefended network
             each = [
                 map_numbers(r.diagnostics["activations"]["clean_map"], r.diagnostics["activations"]["triggered_map"])
                 for r in mine
             ]
-            lines[f"ours, {_name(column)}"] = {n: _mean(mine, [e[n] for e in each]) for n in each[0]}
+            lines["ours"] = {n: _mean(mine, [e[n] for e in each]) for n in each[0]}
         heads = {
             "clean": "mean, clean",
             "triggered": "mean, triggered",
@@ -110,9 +110,10 @@ def table(results: Results) -> pd.DataFrame:
             lines[_name(column)] = {"asr": asr} | shown
         heads = {
             "asr": "ASR, %",
-            "channels": "channels lit by the trigger alone, %",
+            "channels": "channels lit beyond every class, %",
             "share": "their share of the magnitude, triggered, %",
             "clean_share": "their share, clean, %",
+            "excess": "magnitude above every class, %",
             "nearest": "distance from the nearest class, %",
             "between": "median distance of two classes, %",
         }
@@ -138,10 +139,11 @@ def reading(results: Results) -> list[str]:
             continue
         now = numbers(layer)
         lines.append(
-            f"{name} ({seed}): the trigger alone lights {len(lit(layer))} of {len(layer['clean'])} channels; they hold "
-            f"{100 * now['share']:.1f} % of the magnitude on triggered images and {100 * now['clean_share']:.1f} % on "
-            f"clean ones. The triggered profile lies {100 * now['nearest']:.1f} % from that of the nearest class; two "
-            f"classes lie {100 * now['between']:.1f} % apart in the median."
+            f"{name} ({seed}): the trigger lights {len(lit(layer))} of {len(layer['clean'])} channels beyond every "
+            f"class; they hold {100 * now['share']:.1f} % of the magnitude on triggered images and "
+            f"{100 * now['clean_share']:.1f} % on clean ones, and {100 * now['excess']:.1f} % lies above what any "
+            f"class reaches. The triggered profile lies {100 * now['nearest']:.1f} % from that of the nearest class; "
+            f"two classes lie {100 * now['between']:.1f} % apart in the median."
         )
     return lines
 
@@ -196,10 +198,10 @@ def _maps(results: Results) -> Any:
     import seaborn as sns
 
     pairs = {"published": published_maps()}
-    for column, mine in by_column(results).items():
+    for mine in by_column(results).values():  # one column, the undefended network
         layer = mine[0].diagnostics["activations"]
         maps = (np.asarray(layer["clean_map"]), np.asarray(layer["triggered_map"]))
-        pairs[f"ours ({results.profile}), {_name(column)}"] = maps
+        pairs[f"ours ({results.profile})"] = maps
     drawing, axes = plt.subplots(
         len(pairs), 2, figsize=(7, 3.2 * len(pairs)), squeeze=False, layout="constrained", dpi=160
     )
