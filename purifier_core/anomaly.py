@@ -124,11 +124,11 @@ def reading(results: Results) -> list[str]:
     """A sentence for each network, from the records alone."""
     found = by_column(results)
     if not found:
-        return [f"No record of this figure at profile {results.profile} is there yet."]
+        return [f"No record of this figure at profile {results.shown} is there yet."]
     lines = []
     for column, mine in found.items():
         layer, name = mine[0].diagnostics["activations"], _name(column)
-        seed = f"profile {results.profile}, seed {mine[0].cell.seed}"
+        seed = f"profile {results.shown}, seed {mine[0].cell.seed}"
         if results.experiment.name == "figure11":
             now, stated = map_numbers(layer["clean_map"], layer["triggered_map"]), map_numbers(*published_maps())
             lines.append(
@@ -201,7 +201,7 @@ def _maps(results: Results) -> Any:
     for mine in by_column(results).values():  # one column, the undefended network
         layer = mine[0].diagnostics["activations"]
         maps = (np.asarray(layer["clean_map"]), np.asarray(layer["triggered_map"]))
-        pairs[f"ours ({results.profile})"] = maps
+        pairs[f"ours ({results.shown})"] = maps
     drawing, axes = plt.subplots(
         len(pairs), 2, figsize=(7, 3.2 * len(pairs)), squeeze=False, layout="constrained", dpi=160
     )

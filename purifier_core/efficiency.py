@@ -59,7 +59,7 @@ def figure(results: Results) -> Any:
     drawing, axes = plt.subplots(2, 1, figsize=(9, 6.4), sharey=True, layout="constrained", dpi=160)
     for axis, source in zip(axes, ("published", "ours"), strict=True):
         shown = every[every.source == source]
-        title = source if source == "published" else f"ours ({results.profile})"
+        title = source if source == "published" else f"ours ({results.shown})"
         axis.set_title(title, loc="left", fontsize=11)
         axis.set_ylabel("(1 - ASR) / epochs, %")
         if shown.empty:
@@ -85,10 +85,10 @@ def reading(results: Results) -> list[str]:
         full = [c.label for c, found in mine.items() if all((r.asr or 0.0) <= 0.05 for r in found)]
         if mine:
             lines.append(
-                f"{_TITLES[row]} (profile {results.profile}): within 5 % of their ceiling of 100 / epochs are "
+                f"{_TITLES[row]} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs are "
                 f"{', '.join(full) or 'none'}; there the bar tells the number of epochs, and nothing else."
             )
-    return lines or [f"No record at profile {results.profile} is there yet."]
+    return lines or [f"No record at profile {results.shown} is there yet."]
 
 
 def cost(results: Results) -> Any:

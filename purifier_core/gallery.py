@@ -56,10 +56,10 @@ def reading(results: Results) -> list[str]:
         weak = [f"{LABELS[a]} ({value:.1f} %)" for a, value in asr.items() if value < 90]
         if asr:
             lines.append(
-                f"{TITLES[dataset]} (profile {results.profile}): an ASR of 90 % or more for "
+                f"{TITLES[dataset]} (profile {results.shown}): an ASR of 90 % or more for "
                 f"{', '.join(strong) or 'none'}; less for {', '.join(weak) or 'none'}."
             )
-    return lines or [f"No record at profile {results.profile} is there yet."]
+    return lines or [f"No record at profile {results.shown} is there yet."]
 
 
 def figure(results: Results) -> Any:

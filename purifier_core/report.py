@@ -45,9 +45,11 @@ def grouped(results: Results) -> dict[tuple[Any, Column], list[Record]]:
     experiment, found = results.experiment, {}
     for row in experiment.rows(results.profile):
         for column in experiment.columns():
-            cells = [experiment.cell(column, row, seed, results.profile) for seed in experiment.seeds]
-            if mine := [records[cell] for cell in cells if cell in records]:
-                found[row, column] = mine
+            for profile in filter(None, (results.profile, results.filler)):
+                cells = [experiment.cell(column, row, seed, profile) for seed in experiment.seeds]
+                if mine := [records[cell] for cell in cells if cell in records]:
+                    found[row, column] = mine
+                    break
     return found
 
 
@@ -91,6 +93,7 @@ def table(results: Results) -> pd.DataFrame:
     Values are text in percent; "missing" where no record is, "–" where the paper has no number.
     """
     ours, paper = estimates(results), paper_values(results.experiment)
+    behind = grouped(results)
     rows: dict[tuple[Any, str, str], dict[str, str]] = {}
     for row in results.experiment.rows(results.profile):
         for metric in METRICS:
@@ -106,6 +109,9 @@ def table(results: Results) -> pd.DataFrame:
                 lines["difference"][head] = f"{value.mean - stated:+.2f}" if both else "–"  # type: ignore[union-attr,operator]
             if len(results.experiment.seeds) == 1:
                 del lines["±95 %"]
+            if results.filler:
+                mine = {c.label: behind.get((row, c), []) for c in results.experiment.columns()}
+                lines["profile, n"] = {h: f"{m[0].cell.profile}, {len(m)}" if m else "–" for h, m in mine.items()}
             rows |= {
                 (row_head(results.experiment, row), metric.upper(), source): line for source, line in lines.items()
             }
@@ -117,6 +123,7 @@ def table(results: Results) -> pd.DataFrame:
 def styled(table: pd.DataFrame, name: str) -> str:
     """The table as HTML for notebook and book, with `name` as its id: scrollable, its cells marked by source."""
     marks = {"published": "published", "ours": "ours", "±95 %": "interval", "difference": "difference"}
+    marks["profile, n"] = "interval"
     classes = pd.DataFrame(
         [
             ["missing" if value == "missing" else marks.get(index[-1], "") for value in row]
@@ -174,7 +181,7 @@ def glued(results: Results) -> dict[str, Any]:
     usual: Any = {field.name: field.default for field in fields(experiment)}[experiment.axis]
     seeds = ", ".join(map(str, sorted({r.cell.seed for r in results.records}))) or "none"
     values: dict[str, Any] = {
-        f"{prefix}_profile": results.profile,
+        f"{prefix}_profile": results.shown,
         f"{prefix}_seeds": seeds,
         f"{prefix}_figure": figure(results),
     }
@@ -191,7 +198,7 @@ def glued(results: Results) -> dict[str, Any]:
 def provenance(results: Results) -> str:
     """One sentence: profile, seeds, data copies, devices, commits of the records shown."""
     if not results.records:
-        return f"No records at profile {results.profile} yet."
+        return f"No records at profile {results.shown} yet."
 
     def each(values: Iterable[Any]) -> str:
         return ", ".join(dict.fromkeys(str(v) for v in values))
@@ -203,7 +210,7 @@ def provenance(results: Results) -> str:
     )
     gaps = f" Missing: {len(results.missing)}." if results.missing else ""
     return (
-        f"Records shown: {len(results.records)}, profile {results.profile}; seeds {each(seeds)}; data: "
+        f"Records shown: {len(results.records)}, profile {results.shown}; seeds {each(seeds)}; data: "
         f"{each(r.data['copy'] for r in results.records)}; device: "
         f"{each(r.provenance['device'] for r in results.records)}; code: {commits}.{gaps}"
     )
@@ -218,11 +225,11 @@ def reading(results: Results) -> list[str]:
         c: (ours[row, c, "acc"].mean, ours[row, c, "asr"].mean) for c in experiment.columns() if (row, c, "acc") in ours
     }
     if not shown:
-        return [f"No record of this table at profile {results.profile} is there yet."]
+        return [f"No record of this table at profile {results.shown} is there yet."]
     low = [f"{c.label} ({acc:.1f} / {asr:.1f})" for c, (acc, asr) in shown.items() if asr < 10]
     high = [c.label for c, (_, asr) in shown.items() if asr >= 90]
     lines = [
-        f"At {row_label(experiment, row)} (profile {results.profile}, n = {len(experiment.seeds)}), ASR is below 10 % "
+        f"At {row_label(experiment, row)} (profile {results.shown}; seeds: {len(experiment.seeds)}), ASR is below 10 % "
         f"for {', '.join(low) or 'no method'} (ACC / ASR in percent), and still 90 % or more for "
         f"{', '.join(high) or 'none'}."
     ]
@@ -280,7 +287,7 @@ def figure(results: Results) -> Any:
     axes[0].set_yticks(range(len(columns)), [c.label for c in columns])
     axes[0].invert_yaxis()
     axes[0].scatter([], [], **PUBLISHED_MARK, label="published")
-    axes[0].errorbar([], [], **OUR_MARK, label=f"ours ({results.profile})")
+    axes[0].errorbar([], [], **OUR_MARK, label=f"ours ({results.shown})")
     drawing.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
     number = results.experiment.name.removeprefix("table")
     drawing.suptitle(

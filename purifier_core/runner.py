@@ -17,7 +17,10 @@ from purifier_core.records import Record, Store
 
 @dataclass
 class Results:
-    """What a run found or computed for an experiment, which profile it took and why, and what is missing or failed."""
+    """What a run found or computed for an experiment, which profile it took and why, and what is missing or failed.
+
+    In the book a number that `profile` lacks is taken from the smaller profile `filler`, where that is set.
+    """
 
     experiment: Experiment
     profile: str
@@ -25,6 +28,13 @@ class Results:
     records: list[Record] = field(default_factory=list)
     missing: list[Cell] = field(default_factory=list)
     failed: list[Record] = field(default_factory=list)
+    filler: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The profiles of the records, in words."""
+        used = {record.cell.profile for record in self.records}
+        return f"{self.profile}, else {self.filler}" if {self.profile, self.filler} <= used else self.profile
 
     def sort_out(self, found: dict[Cell, Record | None]) -> None:
         """Take the records that were found, and note the cells that have none."""
@@ -42,7 +52,8 @@ class Results:
         """The first line of every output: which profile, why, and that it is not the paper's where it is not."""
         caution = "" if self.profile == "paper" else "Not the paper's setting. "
         note = self.experiment.note(self.profile)
-        return f"{caution}{note}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}."
+        line = f"{caution}{note}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}."
+        return f"{line} What it lacks is taken from {self.filler}." if self.filler else line
 
 
 def records_only() -> bool:
@@ -50,20 +61,24 @@ def records_only() -> bool:
     return os.environ.get("PURIFIER_RECORDS_ONLY", "") not in ("", "0")
 
 
-def resolve_profile(experiment: Experiment, store: Store) -> tuple[str, str]:
-    """The profile to use, and why. "auto" is paper on a GPU, else quick; the book takes the best that has records."""
+def resolve_profile(experiment: Experiment, store: Store) -> tuple[str, str, str]:
+    """The profile to use, why, and in the book the profile that fills its gaps.
+
+    "auto" is paper on a GPU, else quick; the book, which computes nothing, takes paper's records, else small's.
+    """
     if experiment.profile != "auto":
-        return experiment.profile, "as asked"
+        return experiment.profile, "as asked", ""
     if records_only():
         # quick's records are no one's but this machine's; the book is made of committed ones
-        there = {name: sum(bool(store.find(c)) for c in experiment.cells(name)) for name in ("paper", "small")}
-        best = max(there, key=lambda name: there[name])  # the first of equals, so the larger profile
-        return (best, "the one with the most committed records") if there[best] else ("small", "no records yet")
+        there = [name for name in ("paper", "small") if any(map(store.find, experiment.whole().cells(name)))]
+        if len(there) == 2:
+            return "paper", "the reference", "small"
+        return (there[0], "the largest with records", "") if there else ("small", "no records yet", "")
     from purifier_core.training import pick_device
 
     if pick_device(experiment.device).type == "cuda":
-        return "paper", "a GPU was found"
-    return "quick", "no GPU is used"
+        return "paper", "a GPU was found", ""
+    return "quick", "no GPU is used", ""
 
 
 def widened(experiment: Experiment, profile: str, done: set[Cell]) -> Experiment:
@@ -84,19 +99,42 @@ def widened(experiment: Experiment, profile: str, done: set[Cell]) -> Experiment
 def look_up(experiment: Experiment, store: Store | None = None) -> Results:
     """The experiment's records as they are; nothing is computed. The book widens it to all that is recorded."""
     store = store or Store()
-    profile, reason = resolve_profile(experiment, store)
+    profile, reason, filler = resolve_profile(experiment, store)
     if records_only():
         done = {record.cell for record in store.all() if not (record.failed or record.stale)}
         experiment = widened(experiment, profile, done)
-    results = Results(experiment, profile, reason)
+    results = Results(experiment, profile, reason, filler=filler)
+    found = _found(experiment, profile, store)
+    if filler:
+        found = _filled(found, _found(widened(experiment, filler, done), filler, store), profile)
+        seeds = sorted({record.cell.seed for record in found.values() if record})
+        results.experiment = replace(experiment, seeds=seeds or experiment.seeds)
+    results.sort_out(found)
+    return results
+
+
+def _found(experiment: Experiment, profile: str, store: Store) -> dict[Cell, Record | None]:
+    """The records of an experiment at one profile, of one copy of each dataset: the one with the most records."""
     found = {cell: store.find(cell) for cell in experiment.cells(profile)}
     for dataset in {cell.dataset for cell in found}:
         mine = {cell: record for cell, record in found.items() if cell.dataset == dataset}
         copies = Counter(record.data["fingerprint"] for record in mine.values() if record)
-        if len(copies) > 1:  # a table holds one copy of each dataset: the one with the most records
+        if len(copies) > 1:
             found |= {cell: store.find(cell, copies.most_common(1)[0][0]) for cell in mine}
-    results.sort_out(found)
-    return results
+    return found
+
+
+def _filled(
+    found: dict[Cell, Record | None], other: dict[Cell, Record | None], profile: str
+) -> dict[Cell, Record | None]:
+    """`found`, and from `other` the numbers of which no seed has a record in it."""
+
+    def number(cell: Cell) -> Cell:
+        return replace(cell, profile=profile, seed=0)
+
+    have = {number(cell) for cell, record in found.items() if record}
+    kept = {cell: record for cell, record in found.items() if number(cell) in have}
+    return kept | {cell: record for cell, record in other.items() if number(cell) not in have}
 
 
 def run(

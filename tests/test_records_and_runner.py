@@ -238,6 +238,32 @@ def test_the_book_only_reads(store, monkeypatch):
     assert runner.run(table(profile="auto"), say=lambda _: None).experiment.seeds == (0, 4)  # of this table
 
 
+def test_the_book_fills_the_papers_gaps_from_small_and_says_so(store, monkeypatch):
+    monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
+
+    where = {"device": "cpu", "commit": "0" * 40}
+
+    def there(defense: str, profile: str, seed: int, acc: float) -> None:
+        cell = Cell(defense=defense, clean_size=3000, profile=profile, seed=seed)
+        store.save(example(cell=cell, key=cell.key(), acc=acc, provenance=where))
+
+    for row in (6000, 4500):  # a seed counts where every row has begun
+        for seed in (0, 1):
+            cell = Cell(defense="finetuning", clean_size=row, profile="small", seed=seed)
+            store.save(example(cell=cell, key=cell.key(), provenance=where))
+    there("finetuning", "small", 0, 0.5)
+    there("finetuning", "small", 1, 0.6)
+    there("nad", "small", 1, 0.8)
+    there("finetuning", "paper", 0, 0.9)
+    results = runner.look_up(table(profile="auto"))
+    assert "What it lacks is taken from small." in results.headline
+    shown = report.table(results)
+    assert list(shown.loc[(3000, "ACC", "ours")]) == ["missing", "90.00", "80.00"]
+    assert list(shown.loc[(3000, "ACC", "profile, n")]) == ["–", "paper, 1", "small, 1"]
+    assert shown.loc[(4500, "ACC", "profile, n"), "Finetuning"] == "small, 2"
+    assert "profile paper, else small; seeds 0, 1" in report.provenance(results)
+
+
 def test_estimates_are_mean_and_t_interval():
     one = report.estimate({0: 0.5})
     assert (one.mean, one.half_width) == (50.0, None)
