@@ -95,24 +95,14 @@ def show(results: runner.Results, store: Store, figure: str | None = None) -> in
 
 def status(store: Store) -> int:
     """Print, for every experiment and profile, what is done, missing and failed, and the seconds it took."""
+    from purifier_core.overview import progress
+
+    print(progress(store).reset_index().to_string(index=False))
     every = list(store.all())
-    failed = {r.cell for r in every if r.failed and not r.stale}
-    done = {r.cell: r for r in every if not r.failed and not r.stale}
-    print(f"{'experiment':<12}{'profile':<9}{'cells':>6}{'done':>6}{'missing':>9}{'failed':>8}{'seconds':>10}")
-    for name, kind in EXPERIMENTS.items():
-        for profile in PROFILES:
-            cells = runner.widened(kind(), profile, set(done)).cells(profile)
-            there = [done[c] for c in cells if c in done]
-            seconds = sum(r.effort["seconds"] for r in there)
-            broken = sum(c in failed for c in cells)
-            print(
-                f"{name:<12}{profile:<9}{len(cells):>6}{len(there):>6}{len(cells) - len(there):>9}"
-                f"{broken:>8}{seconds:>10.0f}"
-            )
-    for cell in sorted(failed, key=str):
+    failed = sorted({str(r.cell) for r in every if r.failed and not r.stale})
+    for cell in failed:
         print(f"failed: {cell}")
-    stale = Counter(r.cell.profile for r in every if r.stale)
-    for profile, count in stale.items():
+    for profile, count in Counter(r.cell.profile for r in every if r.stale).items():
         print(f"{count} records at {profile} come from another version of the code and are not shown.")
     return 1 if failed else 0
 

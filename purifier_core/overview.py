@@ -1,0 +1,174 @@
+"""Every table and figure of the supplement on one page: published, ours, and whether they agree. By rule, from records.
+
+The rules are in `RULES`, in words, and are shown beside what they decide.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from purifier_core import anomaly, efficiency
+from purifier_core.config import GRANULARITIES
+from purifier_core.experiments import EXPERIMENTS
+from purifier_core.profiles import PROFILES
+from purifier_core.records import Store
+from purifier_core.report import METRICS, estimates, paper_values
+from purifier_core.runner import Results, look_up, widened
+
+NEAR = 2.0
+EXCESS = 0.05
+
+RULES = f"""\
+Tables 3 and 4
+: A pair of ACC and ASR is *near* if both lie within {NEAR:g} percentage points of the mean over our seeds. Counted over
+  all rows, apart for the defenses that the paper compares with (and the undefended model) and for Purifier under each
+  `init`: *reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at none.
+
+Figure 10
+: The anomaly is *seen* if at least {100 * EXCESS:g} % of the magnitude on triggered images lies above what any
+  clean class reaches.
+
+Figure 11
+: *Same direction* if triggered images drive the layer harder on the mean, as published.
+
+Figure 12
+: The anomaly is *suppressed* if the part above every class is at most half of what it is without the module.
+
+Figure 13
+: The rank correlation (Spearman's) of our bars with the published ones, in each dataset: *same order* from 0.8,
+  *similar order* from 0.5, else *another order*.
+"""
+
+
+def table(store: Store | None = None) -> pd.DataFrame:
+    """One line for each table and figure; the index is its name, and `where` the path of its page."""
+    lines = {}
+    for name, kind in EXPERIMENTS.items():
+        if name == "attacks":
+            continue
+        results = look_up(kind(), store)
+        judge = {"figure10": _figure10, "figure11": _figure11, "figure12": _figure12, "figure13": _figure13}
+        published, ours, verdict = judge.get(name, _table)(results) if results.records else ("", "missing", "missing")
+        seeds = sorted({r.cell.seed for r in results.records})
+        lines[kind.title] = {
+            "published": published,
+            "ours": ours,
+            "profile": results.shown,
+            "seeds": ", ".join(map(str, seeds)) or "none",
+            "missing": str(len(results.missing)),
+            "verdict": verdict,
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def linked(store: Store | None = None) -> pd.DataFrame:
+    """`table`, its names as links from a page of the book to the notebooks' pages."""
+    found = table(store)
+    titles = {kind.title: name for name, kind in EXPERIMENTS.items()}
+    found.index = pd.Index(
+        [f'<a href="../notebooks/{titles[t]}.html">{t}</a>' for t in found.index], name="of the paper"
+    )
+    return found
+
+
+def progress(store: Store | None = None) -> pd.DataFrame:
+    """What is done, missing and failed, and the seconds of the done, by experiment and profile."""
+    every = list((store or Store()).all())
+    failed = {r.cell for r in every if r.failed and not r.stale}
+    done = {r.cell: r for r in every if not r.failed and not r.stale}
+    lines = {}
+    for name, kind in EXPERIMENTS.items():
+        for profile in PROFILES:
+            cells = widened(kind(), profile, set(done)).cells(profile)
+            there = [done[c] for c in cells if c in done]
+            lines[name, profile] = {
+                "cells": len(cells),
+                "done": len(there),
+                "missing": len(cells) - len(there),
+                "failed": sum(c in failed for c in cells),
+                "seconds": round(sum(r.provenance.get("wall_seconds", 0.0) for r in there)),
+            }
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["experiment", "profile"])
+    return frame
+
+
+def _table(results: Results) -> tuple[str, str, str]:
+    ours, paper = estimates(results), paper_values(results.experiment)
+    near: dict[str, list[bool]] = {}
+    for column in results.experiment.columns():
+        group = dict(column.switches)["init"] if column.defense in GRANULARITIES else "compared"
+        for row in results.experiment.rows(results.profile):
+            values = [(ours.get((row, column, m)), paper.get((row, column.label.split(" (")[0], m))) for m in METRICS]
+            pairs = [(mine.mean, stated) for mine, stated in values if mine is not None and stated is not None]
+            if len(pairs) == len(METRICS):
+                near.setdefault(group, []).append(all(abs(a - b) <= NEAR for a, b in pairs))
+    words = {g: f"Purifier, <code>{g}</code>" if g != "compared" else "compared defenses" for g in near}
+    counted = "; ".join(f"{words[g]}: {sum(n)} of {len(n)} near" for g, n in near.items())
+    verdict = "; ".join(f"{words[g]}: {_how_many(sum(n) / len(n))}" for g, n in near.items())
+    return "ACC and ASR of each defense", counted, verdict
+
+
+def _how_many(part: float) -> str:
+    return "reproduces" if part == 1 else "mostly" if part >= 0.5 else "in part" if part else "does not"
+
+
+def _layers(results: Results) -> dict[str, dict[str, Any]]:
+    """The first seed's activations by the name of the network."""
+    return {
+        column.label: mine[0].diagnostics["activations"] for column, mine in anomaly.by_column(results).items() if mine
+    }
+
+
+def _figure10(results: Results) -> tuple[str, str, str]:
+    excess = {name: anomaly.numbers(layer)["excess"] for name, layer in _layers(results).items()}["No Defense"]
+    seen = "the anomaly is seen" if excess >= EXCESS else "the anomaly is not seen"
+    return "a picture, no numbers", f"{100 * excess:.1f} % of the magnitude lies above every clean class", seen
+
+
+def _figure11(results: Results) -> tuple[str, str, str]:
+    (layer,) = _layers(results).values()
+    stated, ours = (
+        anomaly.map_numbers(*anomaly.published_maps()),
+        anomaly.map_numbers(layer["clean_map"], layer["triggered_map"]),
+    )
+    said = [f"mean ×{n['ratio']:.2f}, correlation {n['correlation']:.2f}" for n in (stated, ours)]
+    return said[0], said[1], "same direction" if ours["ratio"] > 1 else "opposite direction"
+
+
+def _figure12(results: Results) -> tuple[str, str, str]:
+    excess = {name: anomaly.numbers(layer)["excess"] for name, layer in _layers(results).items()}
+    before = excess.pop("No Defense")
+    shown = "; ".join(f"{_code(name)}: {100 * value:.1f} %" for name, value in excess.items())
+    verdict = "; ".join(
+        f"{_code(name)}: {'suppressed' if 2 * value <= before else 'not suppressed'}" for name, value in excess.items()
+    )
+    return "a picture, no numbers", f"above every class: without the module {100 * before:.1f} %; {shown}", verdict
+
+
+def _code(label: str) -> str:
+    return f"<code>{label.split('(')[1].rstrip(')')}</code>"
+
+
+def _figure13(results: Results) -> tuple[str, str, str]:
+    bars = efficiency.bars(results).pivot_table(index=["dataset", "method"], columns="source", values="value")
+    if "ours" not in bars:
+        return "bars", "missing", "missing"
+    found = {}
+    for init in results.experiment.init:  # type: ignore[attr-defined]
+        mine = bars[[("(" not in method) or f"({init})" in method for _, method in bars.index]]
+        found[init] = {
+            str(dataset): part["ours"].corr(part["published"], method="spearman")
+            for dataset, part in mine.dropna().groupby(level=0)
+        }
+    ours = "; ".join(
+        f"<code>{init}</code>: " + ", ".join(f"{d} {v:.2f}" for d, v in by.items()) for init, by in found.items()
+    )
+    verdict = "; ".join(
+        f"<code>{init}</code>: " + ", ".join(f"{d} {_order(v)}" for d, v in by.items()) for init, by in found.items()
+    )
+    return "bars of (1 - ASR) / epochs", f"rank correlation under {ours}", verdict
+
+
+def _order(correlation: float) -> str:
+    return "same order" if correlation >= 0.8 else "similar order" if correlation >= 0.5 else "another order"
