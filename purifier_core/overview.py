@@ -3,6 +3,9 @@
 The rules are in `RULES`, in words, and are shown beside what they decide.
 """
 
+import platform
+from collections import Counter
+from importlib import metadata
 from typing import Any
 
 import pandas as pd
@@ -91,6 +94,32 @@ def progress(store: Store | None = None) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["experiment", "profile"])
     return frame
+
+
+def origins(store: Store | None = None) -> pd.DataFrame:
+    """What the current records are made of: how many name each data copy, device, version and commit."""
+    records = [r for r in (store or Store()).all() if not (r.failed or r.stale) and r.cell.profile != "quick"]
+    every = Counter(
+        (heading, str(value))
+        for r in records
+        for heading, value in {
+            "data": f"{r.data['copy']}; fingerprint {r.data['fingerprint']}",
+            "device": r.provenance["device"],
+            "Python": r.provenance["versions"]["python"],
+            "torch": r.provenance["versions"]["torch"],
+            "commit": (r.provenance["commit"] or "none")[:9],
+        }.items()
+    )
+    found = pd.DataFrame({"records": {key: str(count) for key, count in sorted(every.items())}})
+    if every:
+        found.index = pd.MultiIndex.from_tuples(sorted(every), names=["", "as recorded"])
+    return found
+
+
+def versions() -> pd.DataFrame:
+    """The versions that draw these pages."""
+    packages = ("jupyter-book", "sphinx", "myst-nb", "pandas", "matplotlib", "seaborn", "numpy", "scipy")
+    return pd.DataFrame({"version": {"Python": platform.python_version()} | {p: metadata.version(p) for p in packages}})
 
 
 def _table(results: Results) -> tuple[str, str, str]:
