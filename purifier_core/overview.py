@@ -22,24 +22,17 @@ NEAR = 2.0
 EXCESS = 0.05
 
 RULES = f"""\
-Tables 3 and 4
-: A pair of ACC and ASR is *near* if both lie within {NEAR:g} percentage points of the mean over our seeds. Counted over
-  all rows, apart for the defenses that the paper compares with (and the undefended model) and for Purifier under each
-  `init`: *reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at none.
-
-Figure 10
-: The anomaly is *seen* if at least {100 * EXCESS:g} % of the magnitude on triggered images lies above what any
-  clean class reaches.
-
-Figure 11
-: *Same direction* if triggered images drive the layer harder on the mean, as published.
-
-Figure 12
-: The anomaly is *suppressed* if the part above every class is at most half of what it is without the module.
-
-Figure 13
-: The rank correlation (Spearman's) of our bars with the published ones, in each dataset: *same order* from 0.8,
-  *similar order* from 0.5, else *another order*.
+- **Tables 3 and 4.** A pair of ACC and ASR is *near* if both lie within {NEAR:g} percentage points of the mean over our
+  seeds. Counted over all rows, apart for the *compared* defenses (and the undefended model) and for Purifier under each
+  `init`: *reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at
+  none.
+- **Figure 10.** The anomaly is *seen* if at least {100 * EXCESS:g} % of the magnitude on triggered images lies above
+  what any clean class reaches.
+- **Figure 11.** *Same direction* if triggered images drive the layer harder on the mean, as published.
+- **Figure 12.** The anomaly is *suppressed* if the part above every class is at most half of what it is without the
+  module.
+- **Figure 13.** The rank correlation (Spearman's) of our bars with the published ones, in each dataset: *same order*
+  from 0.8, *similar order* from 0.5, else *another order*.
 """
 
 
@@ -51,15 +44,14 @@ def table(store: Store | None = None) -> pd.DataFrame:
             continue
         results = look_up(kind(), store)
         judge = {"figure10": _figure10, "figure11": _figure11, "figure12": _figure12, "figure13": _figure13}
-        published, ours, verdict = judge.get(name, _table)(results) if results.records else ("", "missing", "missing")
+        published, ours, verdict = judge.get(name, _table)(results) if results.records else ("–", "missing", "–")
         seeds = sorted({r.cell.seed for r in results.records})
         lines[kind.title] = {
             "published": published,
             "ours": ours,
-            "profile": results.shown,
-            "seeds": ", ".join(map(str, seeds)) or "none",
-            "missing": str(len(results.missing)),
             "verdict": verdict,
+            "records": f"{results.shown}; seeds {', '.join(map(str, seeds)) or 'none'}"
+            + (f"; {len(results.missing)} missing" if results.missing else ""),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -68,9 +60,7 @@ def linked(store: Store | None = None) -> pd.DataFrame:
     """`table`, its names as links from a page of the book to the notebooks' pages."""
     found = table(store)
     titles = {kind.title: name for name, kind in EXPERIMENTS.items()}
-    found.index = pd.Index(
-        [f'<a href="../notebooks/{titles[t]}.html">{t}</a>' for t in found.index], name="of the paper"
-    )
+    found.index = pd.Index([f'<a href="../notebooks/{titles[t]}.html">{t}</a>' for t in found.index], name="supplement")
     return found
 
 
@@ -132,9 +122,9 @@ def _table(results: Results) -> tuple[str, str, str]:
             pairs = [(mine.mean, stated) for mine, stated in values if mine is not None and stated is not None]
             if len(pairs) == len(METRICS):
                 near.setdefault(group, []).append(all(abs(a - b) <= NEAR for a, b in pairs))
-    words = {g: f"Purifier, <code>{g}</code>" if g != "compared" else "compared defenses" for g in near}
-    counted = "; ".join(f"{words[g]}: {sum(n)} of {len(n)} near" for g, n in near.items())
-    verdict = "; ".join(f"{words[g]}: {_how_many(sum(n) / len(n))}" for g, n in near.items())
+    words = {g: f"<code>{g}</code>" if g != "compared" else g for g in near}
+    counted = "<br>".join(f"{words[g]}: {sum(n)} of {len(n)} near" for g, n in near.items())
+    verdict = "<br>".join(f"{words[g]}: {_how_many(sum(n) / len(n))}" for g, n in near.items())
     return "ACC and ASR of each defense", counted, verdict
 
 
@@ -168,11 +158,11 @@ def _figure11(results: Results) -> tuple[str, str, str]:
 def _figure12(results: Results) -> tuple[str, str, str]:
     excess = {name: anomaly.numbers(layer)["excess"] for name, layer in _layers(results).items()}
     before = excess.pop("No Defense")
-    shown = "; ".join(f"{_code(name)}: {100 * value:.1f} %" for name, value in excess.items())
-    verdict = "; ".join(
+    shown = "<br>".join(f"{_code(name)}: {100 * value:.1f} %" for name, value in excess.items())
+    verdict = "<br>".join(
         f"{_code(name)}: {'suppressed' if 2 * value <= before else 'not suppressed'}" for name, value in excess.items()
     )
-    return "a picture, no numbers", f"above every class: without the module {100 * before:.1f} %; {shown}", verdict
+    return "a picture, no numbers", f"above every class: without the module {100 * before:.1f} %<br>{shown}", verdict
 
 
 def _code(label: str) -> str:
@@ -190,13 +180,13 @@ def _figure13(results: Results) -> tuple[str, str, str]:
             str(dataset): part["ours"].corr(part["published"], method="spearman")
             for dataset, part in mine.dropna().groupby(level=0)
         }
-    ours = "; ".join(
+    ours = "<br>".join(
         f"<code>{init}</code>: " + ", ".join(f"{d} {v:.2f}" for d, v in by.items()) for init, by in found.items()
     )
-    verdict = "; ".join(
+    verdict = "<br>".join(
         f"<code>{init}</code>: " + ", ".join(f"{d} {_order(v)}" for d, v in by.items()) for init, by in found.items()
     )
-    return "bars of (1 - ASR) / epochs", f"rank correlation under {ours}", verdict
+    return "bars of (1 - ASR) / epochs", f"rank correlation<br>{ours}", verdict
 
 
 def _order(correlation: float) -> str:

@@ -120,8 +120,9 @@ def table(results: Results) -> pd.DataFrame:
     return found
 
 
-def styled(table: pd.DataFrame, name: str) -> str:
-    """The table as HTML for notebook and book, with `name` as its id: scrollable, its cells marked by source."""
+def styled(table: pd.DataFrame, name: str, kind: str = "results") -> str:
+    """The table as HTML for notebook and book, with `name` as its id: scrollable, its cells marked by source. `kind`
+    "results prose" is for cells of words."""
     marks = {"published": "published", "ours": "ours", "±95 %": "interval", "difference": "difference"}
     marks["profile, n"] = "interval"
     classes = pd.DataFrame(
@@ -132,7 +133,7 @@ def styled(table: pd.DataFrame, name: str) -> str:
         index=table.index,
         columns=table.columns,
     )
-    style = table.style.set_uuid(name).set_td_classes(classes).set_table_attributes('class="results"')
+    style = table.style.set_uuid(name).set_td_classes(classes).set_table_attributes(f'class="{kind}"')
     style.cell_ids = False  # type: ignore[attr-defined]  # set by the constructor, unknown to the stubs
     return f'<div class="results-scroll">{style.to_html()}</div>'
 
