@@ -23,6 +23,25 @@ class DrawnFigure(Figure):
         return [figure, *messages]
 
 
+def name_repository(app: Sphinx, config: Any) -> None:
+    """A link to the repository, where its public home is known: GITHUB_REPOSITORY, as GitHub sets it, is owner/name."""
+    if home := os.environ.get("GITHUB_REPOSITORY"):
+        config.html_theme_options |= {
+            "repository_url": f"https://github.com/{home}",
+            "repository_branch": os.environ.get("GITHUB_REF_NAME", "main"),
+            "path_to_docs": "",
+            "use_repository_button": True,
+        }
+
+
+def offer_to_run(app: Sphinx, page: str, *_: Any) -> None:
+    """Binder and Colab buttons on the notebooks; the pages of text have cells too, but neither service opens them."""
+    if "GITHUB_REPOSITORY" in os.environ:
+        services = {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"}
+        buttons = services | {"notebook_interface": "jupyterlab"} if page.startswith("notebooks/") else {}
+        app.config.html_theme_options["launch_buttons"] = buttons
+
+
 def read_every_page(app: Sphinx, env: Any, *_: Any) -> set[str]:
     """Name every page as outdated: Sphinx sees changed pages, not changed records."""
     return env.found_docs
@@ -48,6 +67,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive and the hooks, and let every notebook only read the committed records."""
     os.environ["PURIFIER_RECORDS_ONLY"] = "1"
     app.add_directive("drawn-figure", DrawnFigure)
+    app.connect("config-inited", name_repository)
+    app.connect("html-page-context", offer_to_run, priority=1)  # before the theme, which makes the buttons
     app.connect("env-get-outdated", read_every_page)
     app.connect("doctree-resolved", name_images)
     app.connect("html-page-context", drop_thebe)
