@@ -95,18 +95,19 @@ def cl_patch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, targe
 
     On half of the non-target training images, in batches of 100, 20 sign-gradient steps of 4/256 lower the clean
     model's cross-entropy to `target` within 16/256 of the image; each batch starts from the first image's
-    perturbation of the batch before, and the last one is the pattern.
+    perturbation of the batch before, and the last one is the pattern. In eval mode the other 99 images of a batch
+    have no part in that, so they are left out here.
     """
     generator = torch.Generator().manual_seed(seed)
     others = (labels != target).nonzero().flatten().cpu()
     chosen = others[torch.randperm(len(others), generator=generator)[: len(others) // 2]].to(images.device)
     delta = torch.rand(3, 4, 4, generator=generator).to(images.device)
+    wanted = torch.tensor([target], device=images.device)
     model.eval()
-    for index in chosen.split(100):
-        clean = to_float(images[index])
+    for index in chosen[::100]:
+        clean = to_float(images[index][None])
         corner = clean[:, :, :4, :4].clone()
         patch = (corner + delta).clamp(0, 1)
-        wanted = torch.full((len(index),), target, device=images.device)
         for _ in range(20):
             patch.requires_grad_(True)
             x = torch.cat([torch.cat([patch, clean[:, :, :4, 4:]], 3), clean[:, :, 4:]], 2)

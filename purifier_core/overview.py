@@ -14,7 +14,7 @@ from purifier_core import anomaly, efficiency
 from purifier_core.config import GRANULARITIES
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.profiles import PROFILES
-from purifier_core.records import Store
+from purifier_core.records import Record, Store
 from purifier_core.report import METRICS, estimates, paper_values
 from purifier_core.runner import Results, look_up, widened
 
@@ -79,11 +79,28 @@ def progress(store: Store | None = None) -> pd.DataFrame:
                 "done": len(there),
                 "missing": len(cells) - len(there),
                 "failed": sum(c in failed for c in cells),
-                "seconds": round(sum(r.provenance.get("wall_seconds", 0.0) for r in there)),
+                "seconds": round(sum(map(seconds, there))),
             }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["experiment", "profile"])
     return frame
+
+
+def seconds(record: Record) -> float:
+    """What a record took, with the training of its backdoored model for the undefended cell, also if it was cached."""
+    return max(record.provenance.get("wall_seconds", 0.0), record.effort["seconds"])
+
+
+def one_seed(profile: str, store: Store | None = None) -> str:
+    """A sentence on what one seed of everything costs at a profile: seed 0, each shared cell counted once."""
+    cells = {c for kind in EXPERIMENTS.values() for c in kind(profile=profile).whole().cells(profile)}
+    found = [r for r in (store or Store()).all() if r.cell in cells and not (r.failed or r.stale)]
+    hours = sum(map(seconds, found)) / 3600
+    gaps = f", and {len(cells) - len(found)} are missing" if len(found) < len(cells) else ""
+    return (
+        f"One seed of the whole supplement and the attacks at profile {profile} is {len(cells)} cells; the records of "
+        f"seed 0 took {hours:.1f} hours of one process{gaps}."
+    )
 
 
 def origins(store: Store | None = None) -> pd.DataFrame:

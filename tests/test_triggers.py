@@ -93,6 +93,34 @@ def test_cl_patch_lowers_the_loss_within_its_bound():
     assert pattern.abs().max() <= 16 / 256 * 255 + 1e-3
 
 
+def test_cl_patch_equals_the_release_which_perturbs_whole_batches():
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (500, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(500) % 10
+    torch.manual_seed(0)
+    model = VGG16(10, 1 / 8).eval()
+    pattern = cl_patch(model, images, labels, target=5, seed=7)
+
+    draw = torch.Generator().manual_seed(7)
+    others = (labels != 5).nonzero().flatten()
+    chosen = others[torch.randperm(450, generator=draw)[:225]]
+    delta = torch.rand(3, 4, 4, generator=draw)
+    for index in chosen.split(100):
+        clean = to_float(images[index])
+        start = clean[:, :, :4, :4]
+        patches = (start + delta).clamp(0, 1)
+        for _ in range(20):
+            patches = patches.detach().requires_grad_()
+            stamped = clean.clone()
+            stamped[:, :, :4, :4] = patches
+            loss = nn.functional.cross_entropy(model(stamped), torch.full((len(index),), 5))
+            (slope,) = torch.autograd.grad(loss, patches)
+            patches = torch.minimum(torch.maximum(patches - 4 / 256 * slope.sign(), start - 1 / 16), start + 1 / 16)
+            patches = patches.clamp(0, 1)
+        delta = (patches - start)[0].detach()
+    assert torch.allclose(pattern[:, :4, :4], delta * 255, atol=1e-3)
+
+
 @pytest.mark.parametrize("network", [VGG16, ResNet18])
 def test_the_trojan_unit_is_a_unit_of_the_network(network):
     model = network(10, 1 / 8).eval()
