@@ -10,7 +10,12 @@ from purifier_core.config import ATTACKS, INITS, LABELS, PAPER_TRAIN_SIZE, Cell,
 from purifier_core.grids import Column, Experiment, Table
 from purifier_core.profiles import PROFILES
 
-_STAND_IN = "It has no CIFAR-10 or GTSRB: 5,000 MNIST digits stand in. "
+
+def _stand_in(dataset: str, profile: str) -> str:
+    """That the digits stand in for other datasets, at a profile that has nothing else."""
+    if dataset == "mnist" or PROFILES[profile].data != "embedded":
+        return ""
+    return f" Profile {profile} has no CIFAR-10 or GTSRB: 5,000 MNIST digits stand in."
 
 
 def _share(clean_size: int, dataset: str) -> int:
@@ -77,14 +82,12 @@ class Figure13(Table):
         one_of("dataset", self.dataset, (*self.every, "all"))
 
     def note(self, profile: str) -> str:
-        """That the digits stand alone where a profile has no other data."""
-        return _STAND_IN if self.dataset == "all" and PROFILES[profile].data == "embedded" else ""
+        """That the digits stand in where a profile has no other data."""
+        return _stand_in(self.dataset, profile)
 
     def rows(self, profile: str) -> tuple[Any, ...]:
-        """The datasets asked for; of "all", a profile without downloads has MNIST alone."""
-        if self.dataset == "all" and PROFILES[profile].data == "embedded":
-            return ("mnist",)
-        return super().rows(profile)
+        """The datasets asked for; a profile without downloads has MNIST alone."""
+        return ("mnist",) if PROFILES[profile].data == "embedded" else super().rows(profile)
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one bar."""
@@ -109,14 +112,14 @@ class Activations(Experiment):
         one_of("dataset", self.dataset, ("auto", *PAPER_TRAIN_SIZE))
 
     def note(self, profile: str) -> str:
-        """That the digits stand in where a profile has no CIFAR-10."""
-        return _STAND_IN if self.rows(profile) == ("mnist",) and self.dataset == "auto" else ""
+        """That the digits stand in where a profile has no other data."""
+        return _stand_in(self.dataset, profile)
 
     def rows(self, profile: str) -> tuple[Any, ...]:
-        """The one dataset."""
-        if self.dataset != "auto":
-            return (self.dataset,)
-        return ("mnist",) if PROFILES[profile].data == "embedded" else ("cifar10",)
+        """The one dataset; a profile without downloads has MNIST alone."""
+        if PROFILES[profile].data == "embedded":
+            return ("mnist",)
+        return ("cifar10",) if self.dataset == "auto" else (self.dataset,)
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one panel."""
@@ -198,13 +201,14 @@ class Attacks(Experiment):
         one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
 
     def note(self, profile: str) -> str:
-        """That the digits stand alone where a profile has no other data."""
-        return _STAND_IN if self.dataset == "all" and PROFILES[profile].data == "embedded" else ""
+        """That the digits stand in where a profile has no other data."""
+        return _stand_in(self.dataset, profile)
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The attacks and datasets asked for, as pairs."""
-        every = ("mnist",) if PROFILES[profile].data == "embedded" else tuple(PAPER_TRAIN_SIZE)
-        datasets = every if self.dataset == "all" else (self.dataset,)
+        datasets = tuple(PAPER_TRAIN_SIZE) if self.dataset == "all" else (self.dataset,)
+        if PROFILES[profile].data == "embedded":
+            datasets = ("mnist",)
         attacks = ATTACKS if self.attack == "all" else (self.attack,)
         return tuple((attack, dataset) for dataset in datasets for attack in attacks)
 

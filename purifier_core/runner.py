@@ -52,7 +52,7 @@ class Results:
         """The first line of every output: which profile, why, and that it is not the paper's where it is not."""
         caution = "" if self.profile == "paper" else "Not the paper's setting. "
         note = self.experiment.note(self.profile)
-        line = f"{caution}{note}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}."
+        line = f"{caution}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}.{note}"
         return f"{line} What it lacks is taken from {self.filler}." if self.filler else line
 
 

@@ -1,12 +1,13 @@
 """Cells, keys and parameters: what changes a result changes the key, and bad input names the way out."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
 from purifier_core import config
 from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError, parse_names, parse_seeds
-from purifier_core.experiments import Figure13, Table3, from_notebook
+from purifier_core.experiments import Attacks, Figure10, Figure11, Figure12, Figure13, Table3, from_notebook
 from purifier_core.profiles import PROFILES, Recipe
 
 BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")
@@ -141,9 +142,35 @@ def test_figure13_takes_the_same_share_of_every_dataset():
     sizes = {c.dataset: c.clean_size for c in Figure13(methods="nad").cells("small")}
     assert sizes == {"cifar10": 2500, "mnist": 3000, "gtsrb": 1960}
     assert {c.dataset for c in Figure13().cells("quick")} == {"mnist"}
+    assert Figure13(dataset="cifar10").note("quick").endswith("5,000 MNIST digits stand in.")
+    assert Figure13(dataset="cifar10").note("small") == ""
     assert set(Table3().cells("small")) <= set(Figure13().cells("small"))
     with pytest.raises(ConfigError, match="dataset='svhn' is not known; allowed: cifar10, mnist, gtsrb, all"):
         Figure13(dataset="svhn")
+
+
+def test_figures_10_to_12_are_one_network_on_cifar10_or_the_digits():
+    (cell,) = Figure10().cells("small")
+    assert (cell.dataset, cell.network, cell.attack, cell.defense) == ("cifar10", "resnet18", "trojan", "none")
+    (badnets,) = Figure11().cells("small")
+    assert badnets.attack == "badnets"
+    plain, full, random = Figure12().cells("paper")
+    assert plain == replace(cell, profile="paper")
+    assert [(c.defense, c.clean_size, c.switch("init")) for c in (full, random)] == [
+        ("feature", 2500, "full"),
+        ("feature", 2500, "random"),
+    ]
+    for chosen in ("auto", "cifar10"):
+        assert {c.dataset for c in Figure10(dataset=chosen).cells("quick")} == {"mnist"}
+        assert "digits stand in" in Figure10(dataset=chosen).note("quick")
+    with pytest.raises(ConfigError, match="attack='all' is not known; allowed: badnets"):
+        Figure10(attack="all")
+
+
+def test_every_attack_on_every_dataset():
+    assert len(Attacks().cells("small")) == 15
+    assert {(c.attack, c.dataset) for c in Attacks(dataset="gtsrb", attack="sig").cells("small")} == {("sig", "gtsrb")}
+    assert {c.dataset for c in Attacks().cells("quick")} == {"mnist"}
 
 
 def test_a_notebook_stops_on_an_unknown_name():

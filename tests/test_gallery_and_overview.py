@@ -1,0 +1,78 @@
+"""The attacks' page and the landing table, by hand, and the verdicts that change with the records."""
+
+import numpy as np
+import pytest
+import torch
+
+from purifier_core import gallery, overview
+from purifier_core.attacks import badnets
+from purifier_core.config import Cell
+from purifier_core.experiments import Attacks, Table3
+from purifier_core.probes import png
+from purifier_core.records import Record, Store, published
+from purifier_core.runner import Results
+
+DATA = {"fingerprint": "0" * 16, "copy": "c"}
+PLACE = {"device": "cpu", "commit": "0" * 40, "versions": {"python": "3", "torch": "2"}, "wall_seconds": 3600.0}
+
+
+def record(cell: Cell, acc: float, asr: float, **diagnostics) -> Record:
+    effort = {"epochs": 10, "images": 1, "seconds": 60.0}
+    return Record(cell, cell.key(), DATA, acc, asr, 10_000, 9_108, effort, diagnostics, PLACE)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
+    return Store(tmp_path)
+
+
+def test_the_gallery_shows_what_is_there(tmp_path):
+    grey = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
+    sample = {"clean": png(grey[0]), "triggered": png(badnets(grey)[0])}
+    mine = [record(Cell(profile="small"), 0.99, 1.0, sample=sample)]
+    mine += [record(Cell(attack="cl", profile="small"), 0.98, 0.003)]  # an old record, without a picture
+    results = Results(Attacks(dataset="mnist"), "small", "as asked", mine)
+    table = gallery.table(results)
+    assert list(table.loc[("MNIST", "ASR")]) == ["100.00", "missing", "missing", "missing", "0.30"]
+    assert gallery.reading(results) == [
+        "MNIST (profile small): an ASR of 90 % or more for BadNets (four corners); less for CL (patch) (0.3 %)."
+    ]
+    shown = [axis for axis in gallery.figure(results).axes if axis.images]
+    assert len(shown) == 3  # clean, stamped, and the change
+    change = np.asarray(shown[2].images[0].get_array())
+    assert (change[16, 16] == 0.5).all()  # grey where the stamp does not reach
+    gallery.figure(Results(Attacks(), "small", "as asked")).savefig(tmp_path / "empty.png")
+
+
+def test_a_verdict_follows_the_records(store):
+    stated = published("table3").set_index(["clean_size", "method"])
+    for cell in Table3(clean_size="all", init="full").cells("small"):
+        size = cell.clean_size or 3000
+        name = {"none": "No Defense", "fine_pruning": "Fine-pruning"}.get(cell.defense, cell.defense)
+        (line,) = [i for i in stated.index if i[0] == size and i[1].lower() == name.lower()]
+        store.save(record(cell, *(stated.loc[line] / 100)))
+    assert overview.table(store).loc["Table 3", "verdict"] == "compared: reproduces<br><code>full</code>: reproduces"
+    for defense in ("channel", "cube", "feature"):
+        for size in (6000, 4500, 3000):
+            store.save(record(Cell(defense=defense, clean_size=size, profile="small"), 0.99, 1.0))
+    line = overview.table(store).loc["Table 3"]
+    assert line.verdict == "compared: reproduces<br><code>full</code>: does not"
+    assert line.ours == "compared: 18 of 18 near<br><code>full</code>: 0 of 9 near"
+    assert line.records == "small; seeds 0; 9 missing"  # Purifier's random columns
+
+
+def test_what_has_no_record_is_missing(store):
+    table = overview.table(store)
+    assert list(table.index) == ["Table 3", "Table 4", "Figure 10", "Figure 11", "Figure 12", "Figure 13"]
+    assert set(table.ours) == {"missing"}
+    assert set(table.verdict) == {"–"}
+
+
+def test_progress_and_cost_count_every_cell_once(store):
+    store.save(record(Cell(profile="small"), 0.99, 1.0))
+    progress = overview.progress(store)
+    assert progress.loc[("table3", "small"), "done"] == 1
+    assert progress.loc[("figure13", "small"), "seconds"] == 3600
+    assert "took 1.0 hours of one process, and 102 are missing" in overview.one_seed("small", store)
+    assert list(overview.origins(store).records) == ["1"] * 5
