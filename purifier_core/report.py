@@ -144,32 +144,6 @@ def as_text(table: pd.DataFrame, width: int = 9) -> str:
     return "\n\n".join(block.to_string() for block in blocks)
 
 
-def diagnostics(results: Results) -> pd.DataFrame:
-    """What Purifier's units do, in percent: one row for each row and Purifier column, means over seeds."""
-    rows = {}
-    for (row, column), found in grouped(results).items():
-        inside = [
-            (r.acc or 0.0, r.diagnostics["clean"], r.diagnostics["triggered"])
-            for r in found
-            if "clean" in r.diagnostics
-        ]
-        if not inside:
-            continue
-        rows[row_head(results.experiment, row), column.label] = {
-            "ACC": [acc for acc, _, _ in inside],
-            "first head's ACC": [clean["heads"][0] for _, clean, _ in inside],
-            "agrees with first head, clean": [clean["first_head_agreement"] for _, clean, _ in inside],
-            "agrees, triggered": [hit["first_head_agreement"] for _, _, hit in inside],
-            "oracle-mask ACC": [clean["oracle"] for _, clean, _ in inside],
-        }
-    text = {g: {k: f"{100 * sum(v) / len(v):.1f}" for k, v in row.items()} for g, row in rows.items()}
-    table = pd.DataFrame.from_dict(text, orient="index")
-    table.index = (
-        pd.MultiIndex.from_tuples(list(rows), names=[results.experiment.axis, "module"]) if rows else table.index
-    )
-    return table
-
-
 def glued(results: Results) -> dict[str, Any]:
     """The values that the book's prose takes from this table, in percent; nan if missing.
 

@@ -128,15 +128,15 @@ def test_run_computes_once_and_shares_the_backdoored_model(store, monkeypatch):
 
 
 def test_two_workers_compute_what_one_does(store, tmp_path):
-    experiments = [table(seeds="0,1"), table(poison_ratio=0.05), table(attack="trojan", methods="none")]
+    experiments = [table(methods="none,finetuning", seeds="0,1"), table(attack="trojan", methods="none")]
     alone = runner.run_all(experiments, Store(tmp_path / "alone"), say=lambda _: None)
     lines: list[str] = []
     both = runner.run_all(experiments, store, say=lines.append, workers=2)
-    assert [len(r.records) for r in both] == [6, 3, 1]
+    assert [len(r.records) for r in both] == [4, 1]
     for one, two in zip(alone, both, strict=True):
         assert [(r.cell, r.acc, r.asr) for r in one.records] == [(r.cell, r.acc, r.asr) for r in two.records]
-    assert sum(line.startswith("[") for line in lines) == 10
-    assert len(list(store.models.glob("*.safetensors"))) == 5  # four backdoored, and Trojan's clean one
+    assert sum(line.startswith("[") for line in lines) == 5
+    assert len(list(store.models.glob("*.safetensors"))) == 4  # three backdoored, and Trojan's clean one
 
 
 def test_a_deleted_record_comes_back_with_the_same_numbers(store):

@@ -1,0 +1,43 @@
+"""What the pages say of Purifier's units and of ABL's isolation, by hand."""
+
+from purifier_core import inside
+from purifier_core.config import Cell
+from purifier_core.experiments import Table4
+from purifier_core.records import Record
+from purifier_core.runner import Results
+
+
+def record(cell: Cell, acc: float = 0.9, **diagnostics) -> Record:
+    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, acc, 0.1, diagnostics=diagnostics)
+
+
+def shown(*records: Record) -> Results:
+    return Results(Table4(profile="small", seeds="0,1"), "small", "as asked", list(records))
+
+
+def test_isolation_is_told_seed_by_seed_beside_chance():
+    abl = [Cell("mnist", "vgg16", "badnets", 0.05, "abl", 0, seed, "small") for seed in (0, 1)]
+    mine = [record(c, isolated=630, isolation_precision=p) for c, p in zip(abl, (0.0, 0.7), strict=True)]
+    assert inside.isolation(shown(*mine)) == [
+        "ABL at poison ratio 5 %: of the 630 images that it isolated, 0.0 %, 70.0 % carry the trigger (one value for "
+        "each seed, 0, 1); chance would give 4.8 %. What it isolated is what it unlearned."
+    ]
+    assert inside.isolation(shown()) == ["No record of ABL is there yet."]
+
+
+def test_units_are_means_over_seeds_in_percent():
+    cells = [Cell("mnist", "vgg16", "badnets", 0.05, "channel", 3000, seed, "small") for seed in (0, 1)]
+    hit = {"heads": [0.2], "first_head_agreement": 0.5, "oracle": 0.0}
+    mine = [
+        record(c, acc, clean={"heads": [acc, 0.1], "first_head_agreement": 1.0, "oracle": 0.75}, triggered=hit)
+        for c, acc in zip(cells, (0.8, 0.9), strict=True)
+    ]
+    table = inside.units(shown(*mine))
+    assert list(table.index) == [("5 %", "Channel (full)")]
+    assert table.iloc[0].to_dict() == {
+        "ACC": "85.0",
+        "first head's ACC": "85.0",
+        "agrees with first head, clean": "100.0",
+        "agrees, triggered": "50.0",
+        "oracle-mask ACC": "75.0",
+    }
