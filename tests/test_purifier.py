@@ -191,15 +191,20 @@ def test_diagnose_counts(blobs):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
     purified = attach(model, ["0", "1"], "cube", 3, to_float(blobs[0]), seed=4)
-    hits, agree, oracle = [0, 0], 0, 0
+    hits, agree, oracle, as_label, as_mask = [0, 0], 0, 0, 0, 0
+    shift = torch.randint(1, 3, (96,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for image, label in zip(*blobs, strict=True):
-            x = to_float(image[None])
+        for image, label, by in zip(*blobs, shift, strict=True):
+            x, other = to_float(image[None]), (label + by) % 3
+            assert other != label
+            misled = purified(x, other[None]).argmax()
+            as_label, as_mask = as_label + int(misled == label), as_mask + int(misled == other)
             logits, heads = purified.with_heads(x)
             hits = [h + int(a.argmax() == label) for h, a in zip(hits, heads, strict=True)]
             agree += int(logits.argmax() == heads[0].argmax())
             oracle += int(purified(x, label[None]).argmax() == label)
     expected = {"heads": [h / 96 for h in hits], "first_head_agreement": agree / 96, "oracle": oracle / 96}
+    expected["wrong_mask"] = {"label": as_label / 96, "mask": as_mask / 96}
     assert diagnose(purified, *blobs, batch_size=20) == expected
 
 
