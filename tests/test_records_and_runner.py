@@ -13,7 +13,7 @@ import torch
 
 from purifier_core import cli, compute, records, report, runner, schedule
 from purifier_core.config import Cell, ConfigError
-from purifier_core.experiments import Table3
+from purifier_core.experiments import Attacks, Table3
 from purifier_core.profiles import PROFILES, Recipe
 from purifier_core.records import CorruptRecord, Record, Store, read, write_atomically
 
@@ -125,6 +125,15 @@ def test_run_computes_once_and_shares_the_backdoored_model(store, monkeypatch):
     assert first.records[1].effort["images"] == 200  # one epoch of 5 % of 4,000 images
     monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
     assert runner.run(table(), say=lambda _: None).records == first.records
+
+
+def test_every_attack_trains_and_leaves_a_picture(store):
+    results = runner.run(Attacks(profile="quick"), say=lambda _: None)
+    assert [r.cell.attack for r in results.records] == ["badnets", "trojan", "blend", "sig", "cl"]
+    pictures = {r.diagnostics["sample"]["triggered"] for r in results.records}
+    assert len(pictures) == 5
+    assert len({r.diagnostics["sample"]["clean"] for r in results.records}) == 1
+    assert len(list(store.models.glob("*-none-0-s0-*.safetensors"))) == 1  # Trojan and CL share one clean model
 
 
 def test_two_workers_compute_what_one_does(store, tmp_path):
