@@ -106,16 +106,18 @@ class Work:
         index = index.to(y.device)
         images, labels = x[index], y[index]
         common: dict[str, Any] = {"augment": self._augment(cell), "seed": derive(cell.seed, "defense")}
-        finetune = _adapt(profile.finetuning, cell)
+        finetune, stages = _adapt(profile.finetuning, cell), cell.purifier_stages()
+        if name == "scratch":
+            recipe = replace(_adapt(stages[1], cell), epochs=sum(stage.epochs for stage in stages))
+            return finetuning(self._blank(cell), images, labels, recipe=recipe, **common)
         if name in GRANULARITIES:
-            stages = (_adapt(profile.purifier[0], cell), _adapt(profile.purifier[1], cell))
             purified = purify(
                 model,
                 images,
                 labels,
                 granularity=name,
                 init=cell.switch("init"),
-                stages=stages,
+                stages=(_adapt(stages[0], cell), _adapt(stages[1], cell)),
                 bn_frozen_stats=cell.switch("bn_frozen_stats") == "yes",
                 **common,
             )

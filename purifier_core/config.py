@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from purifier_core.profiles import PROFILES, Recipe
+from purifier_core.profiles import PROFILES, Recipe, older_rates
 
 TARGET_CLASS = 5
 """The attacker's class in every experiment of the authors' release."""
@@ -33,8 +33,13 @@ LABELS = {
     "channel": "Channel",
     "cube": "Cube",
     "feature": "Feature",
+    "scratch": "From scratch",
 }
-"""Every defense, in the paper's column order, with the paper's name for it."""
+"""Every defense, in the paper's column order, with the paper's name for it; last our control, no defense at all: a
+fresh network of the same kind trained on the clean set, for as long as Purifier."""
+
+COMPARED = tuple(name for name in LABELS if name != "scratch")
+"""The columns of the paper's tables."""
 
 RESULT_VERSION = 1
 """Part of every key. Raise it when a change of code changes the numbers: old records then show as stale."""
@@ -83,6 +88,9 @@ _CLEAN_DATA = tuple(d for d in LABELS if d not in NO_CLEAN_DATA)
 
 SWITCHES = {
     "init": Switch(INITS, _PURIFIER, "what Purifier starts from: the given model, all but the wrapped units, nothing"),
+    "purifier_lr": Switch(
+        ("released", "older"), _PURIFIER, "the released learning rates, or those of the release's older compiled files"
+    ),
     "bn_frozen_stats": Switch(("no", "yes"), _PURIFIER, "keep BatchNorm statistics still in stage 1"),
     "defence_aug": Switch(("on", "off"), _CLEAN_DATA, "augment the clean images in the defense"),
     "flip": Switch(("dataset", "always"), ("backdoor", *_ALL), "flip digits and signs too, as the release does"),
@@ -177,8 +185,8 @@ class Cell:
         """Everything of the profile that bears on this cell, as plain values."""
         profile = PROFILES[self.profile]
         found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": _plain(profile.backdoor)}
-        if self.defense in GRANULARITIES:
-            found["purifier"] = [_plain(r) for r in profile.purifier]
+        if self.defense in (*GRANULARITIES, "scratch"):
+            found["purifier"] = [_plain(r) for r in self.purifier_stages()]
         elif self.defense == "abl":
             found["abl"] = [_plain(r) for r in profile.abl]
         elif self.defense != "none":
@@ -188,6 +196,11 @@ class Cell:
         if self.defense == "anp":
             found["anp_steps"] = profile.anp_steps
         return found
+
+    def purifier_stages(self) -> tuple[Recipe, Recipe]:
+        """Purifier's two recipes at this cell's profile and learning rates."""
+        stages = PROFILES[self.profile].purifier
+        return older_rates(stages) if self.switch("purifier_lr") == "older" else stages
 
     def key(self) -> str:
         """A content key of 16 hex digits: equal keys, equal experiment (on equal data)."""

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from purifier_core.config import ATTACKS, INITS, LABELS, PAPER_TRAIN_SIZE, Cell, ConfigError, one_of, parse_names
+from purifier_core.config import (
+    ATTACKS,
+    COMPARED,
+    GRANULARITIES,
+    INITS,
+    PAPER_TRAIN_SIZE,
+    Cell,
+    ConfigError,
+    one_of,
+    parse_names,
+)
 from purifier_core.grids import Column, Experiment, Table
 from purifier_core.profiles import PROFILES
 
@@ -37,7 +47,7 @@ class Table3(Table):
     title: ClassVar[str] = "Table 3"
     axis: ClassVar[str] = "clean_size"
     every: ClassVar[tuple[Any, ...]] = (6000, 4500, 3000)
-    allowed: ClassVar[tuple[str, ...]] = tuple(m for m in LABELS if m != "abl")
+    allowed: ClassVar[tuple[str, ...]] = tuple(m for m in COMPARED if m != "abl")
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Table4(Table):
     title: ClassVar[str] = "Table 4"
     axis: ClassVar[str] = "poison_ratio"
     every: ClassVar[tuple[Any, ...]] = (0.05, 0.01)
-    allowed: ClassVar[tuple[str, ...]] = tuple(LABELS)
+    allowed: ClassVar[tuple[str, ...]] = COMPARED
 
     poison_ratio: Any = 0.05
 
@@ -73,7 +83,7 @@ class Figure13(Table):
     title: ClassVar[str] = "Figure 13"
     axis: ClassVar[str] = "dataset"
     every: ClassVar[tuple[Any, ...]] = ("cifar10", "mnist", "gtsrb")
-    allowed: ClassVar[tuple[str, ...]] = tuple(LABELS)
+    allowed: ClassVar[tuple[str, ...]] = COMPARED
 
     dataset: Any = "all"
 
@@ -216,6 +226,69 @@ class Attacks(Experiment):
         """The cell behind one pair of ACC and ASR."""
         attack, dataset = row
         return Cell(dataset, self.network, attack, float(self.poison_ratio), "none", 0, seed, profile)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a reading is taken on: data, network, clean size, and whether the clean images are augmented."""
+
+    dataset: str
+    network: str
+    clean_size: int
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class Readings(Experiment):
+    """Three readings of Purifier: each module from each `init`, beside the same network trained on the clean set alone.
+
+    Command: `papermill notebooks/readings.ipynb out.ipynb -p profile small`. On MNIST with VGG-16 at the paper's three
+    clean sizes, with and without augmentation of the clean images, and on CIFAR-10 with both networks. Expected on
+    MNIST: data/published/table3.csv, for the reading that it comes from.
+    """
+
+    name: ClassVar[str] = "readings"
+    title: ClassVar[str] = "Readings"
+    axis: ClassVar[str] = "dataset"
+
+    seeds: Any = "0-2"
+    dataset: Any = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, ("mnist", "cifar10", "all"))
+
+    def note(self, profile: str) -> str:
+        """That the digits stand in where a profile has no other data."""
+        return _stand_in(self.dataset, profile)
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The settings; a profile without downloads has the smallest clean size of MNIST alone."""
+        if PROFILES[profile].data == "embedded":
+            return (Setting("mnist", "vgg16", 3000),)
+        mnist = [Setting("mnist", "vgg16", size) for size in Table3.every]
+        cifar = [Setting("cifar10", network, _share(3000, "cifar10")) for network in ("vgg16", "resnet18")]
+        every = [*mnist, *cifar, *(replace(setting, augment=False) for setting in mnist)]
+        return tuple(setting for setting in every if self.dataset in ("all", setting.dataset))
+
+    def columns(self) -> list[Column]:
+        """The control, and every module from every start."""
+        return [Column("scratch"), *(Column(g, (("init", i),)) for i in INITS for g in GRANULARITIES)]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        aug = () if row.augment else (("defence_aug", "off"),)
+        return Cell(
+            row.dataset,
+            row.network,
+            self.attack,
+            float(self.poison_ratio),
+            column.defense,
+            row.clean_size,
+            seed,
+            profile,
+            (*column.switches, *aug),
+        )
 
 
 EXPERIMENTS: dict[str, type[Experiment]] = {

@@ -1,6 +1,6 @@
 """How long and how large: the training recipes, and the three sizes of every experiment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ ABL = (
 ANP_MASKS = Recipe(0, 0.2, batch_size=128, weight_decay=0.0)  # as many steps as asked for
 ANP_STEPS = 2000  # ANP's own; the release's loop comes to 16
 PURIFIER_STAGES = (Recipe(20, 0.01), Recipe(20, 0.01))  # the heads alone, then everything
+
+
+def older_rates(stages: tuple[Recipe, Recipe]) -> tuple[Recipe, Recipe]:
+    """Purifier's stages with the learning rates of the release's older compiled configuration: 1e-3, a tenth of it
+    after a quarter and after half of the epochs, then 8e-3 with weight decay 5e-4."""
+    heads, everything = stages
+    drops = (heads.epochs // 4, heads.epochs // 2)
+    return replace(heads, lr=1e-3, milestones=drops), replace(everything, lr=8e-3, weight_decay=5e-4)
 
 
 @dataclass(frozen=True)

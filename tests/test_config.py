@@ -7,7 +7,17 @@ import pytest
 
 from purifier_core import config
 from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError, parse_names, parse_seeds
-from purifier_core.experiments import Attacks, Figure10, Figure11, Figure12, Figure13, Table3, from_notebook
+from purifier_core.experiments import (
+    Attacks,
+    Figure10,
+    Figure11,
+    Figure12,
+    Figure13,
+    Readings,
+    Setting,
+    Table3,
+    from_notebook,
+)
 from purifier_core.profiles import PROFILES, Recipe
 
 BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")
@@ -61,6 +71,7 @@ def test_cells_share_the_backdoored_model_unless_a_switch_changes_it():
 def test_the_default_value_of_a_switch_is_the_intended_method():
     assert {name: BASE.switch(name) for name in SWITCHES} == {
         "init": "full",
+        "purifier_lr": "released",
         "bn_frozen_stats": "no",
         "defence_aug": "on",
         "flip": "dataset",
@@ -165,6 +176,32 @@ def test_figures_10_to_12_are_one_network_on_cifar10_or_the_digits():
         assert "digits stand in" in Figure10(dataset=chosen).note("quick")
     with pytest.raises(ConfigError, match="attack='all' is not known; allowed: badnets"):
         Figure10(attack="all")
+
+
+def test_readings_are_every_start_of_every_module_and_the_control():
+    rows = Readings().rows("small")
+    assert [r for r in rows if r.augment] == [
+        Setting("mnist", "vgg16", 6000),
+        Setting("mnist", "vgg16", 4500),
+        Setting("mnist", "vgg16", 3000),
+        Setting("cifar10", "vgg16", 2500),
+        Setting("cifar10", "resnet18", 2500),
+    ]
+    assert {(r.dataset, r.network) for r in rows if not r.augment} == {("mnist", "vgg16")}
+    cells = Readings(seeds=0).cells("small")
+    assert len(cells) == len(set(cells)) == 8 * 10
+    assert sum(c.switch("defence_aug") == "off" for c in cells) == 3 * 10
+    mine = {c for c in Table3(clean_size="all").cells("small") if c.defense in ("channel", "cube", "feature")}
+    assert mine <= set(cells)
+    assert {c.dataset for c in Readings().cells("quick")} == {"mnist"}
+
+
+def test_the_older_learning_rates_are_those_of_the_compiled_files():
+    cell = Cell(defense="channel", clean_size=3000, profile="paper", switches=(("purifier_lr", "older"),))
+    heads, everything = cell.purifier_stages()
+    assert [heads.lr_at(e) for e in (0, 4, 5, 9, 10, 19)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    assert (everything.lr, everything.weight_decay, everything.epochs) == (8e-3, 5e-4, 20)
+    assert cell.key() != replace(cell, switches=()).key()
 
 
 def test_every_attack_on_every_dataset():
