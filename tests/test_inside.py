@@ -2,9 +2,9 @@
 
 from purifier_core import inside
 from purifier_core.config import Cell
-from purifier_core.experiments import Table4
 from purifier_core.records import Record
 from purifier_core.runner import Results
+from purifier_core.supplement import Table4
 
 
 def record(cell: Cell, acc: float = 0.9, **diagnostics) -> Record:

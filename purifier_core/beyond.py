@@ -1,0 +1,109 @@
+"""What this book adds to the supplement, as grids of cells: the attacks, and the readings of Purifier."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from purifier_core.config import ATTACKS, GRANULARITIES, INITS, PAPER_TRAIN_SIZE, Cell, one_of
+from purifier_core.grids import Column, Experiment
+from purifier_core.profiles import PROFILES
+from purifier_core.supplement import Table3, share, stand_in
+
+
+@dataclass(frozen=True)
+class Attacks(Experiment):
+    """Every attack on every dataset: the backdoored VGG-16 before any defense, and one stamped image.
+
+    Command: `purifier run attacks --profile small`. attack and dataset are one name or "all". A profile without
+    downloads has MNIST's digits alone.
+    """
+
+    name: ClassVar[str] = "attacks"
+    title: ClassVar[str] = "The attacks"
+    axis: ClassVar[str] = "attack"
+
+    attack: Any = "all"
+    dataset: Any = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
+
+    def note(self, profile: str) -> str:
+        """That the digits stand in where a profile has no other data."""
+        return stand_in(self.dataset, profile)
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The attacks and datasets asked for, as pairs."""
+        datasets = tuple(PAPER_TRAIN_SIZE) if self.dataset == "all" else (self.dataset,)
+        if PROFILES[profile].data == "embedded":
+            datasets = ("mnist",)
+        attacks = ATTACKS if self.attack == "all" else (self.attack,)
+        return tuple((attack, dataset) for dataset in datasets for attack in attacks)
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        attack, dataset = row
+        return Cell(dataset, self.network, attack, float(self.poison_ratio), "none", 0, seed, profile)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a reading is taken on: data, network, clean size, and whether the clean images are augmented."""
+
+    dataset: str
+    network: str
+    clean_size: int
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class Readings(Experiment):
+    """Three readings of Purifier: each module from each `init`, beside the same network trained on the clean set alone.
+
+    Command: `papermill notebooks/readings.ipynb out.ipynb -p profile small`. On MNIST with VGG-16 at the paper's three
+    clean sizes, with and without augmentation of the clean images, and on CIFAR-10 with both networks. Expected on
+    MNIST: data/published/table3.csv, for the reading that it comes from.
+    """
+
+    name: ClassVar[str] = "readings"
+    title: ClassVar[str] = "Readings"
+    axis: ClassVar[str] = "dataset"
+
+    seeds: Any = "0-2"
+    dataset: Any = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, ("mnist", "cifar10", "all"))
+
+    def note(self, profile: str) -> str:
+        """That the digits stand in where a profile has no other data."""
+        return stand_in(self.dataset, profile)
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The settings; a profile without downloads has the smallest clean size of MNIST alone."""
+        if PROFILES[profile].data == "embedded":
+            return (Setting("mnist", "vgg16", 3000),)
+        mnist = [Setting("mnist", "vgg16", size) for size in Table3.every]
+        cifar = [Setting("cifar10", network, share(3000, "cifar10")) for network in ("vgg16", "resnet18")]
+        every = [*mnist, *cifar, *(replace(setting, augment=False) for setting in mnist)]
+        return tuple(setting for setting in every if self.dataset in ("all", setting.dataset))
+
+    def columns(self) -> list[Column]:
+        """The control, and every module from every start."""
+        return [Column("scratch"), *(Column(g, (("init", i),)) for i in INITS for g in GRANULARITIES)]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        aug = () if row.augment else (("defence_aug", "off"),)
+        return Cell(
+            row.dataset,
+            row.network,
+            self.attack,
+            float(self.poison_ratio),
+            column.defense,
+            row.clean_size,
+            seed,
+            profile,
+            (*column.switches, *aug),
+        )
