@@ -69,7 +69,6 @@ class Readings(Experiment):
     title: ClassVar[str] = "Readings"
     axis: ClassVar[str] = "dataset"
 
-    seeds: Any = "0-2"
     dataset: Any = "all"
 
     def __post_init__(self) -> None:

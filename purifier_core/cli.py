@@ -75,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(results: runner.Results, store: Store, figure: str | None = None) -> int:
     """Print an experiment's table and reading; returns 1 if something is missing."""
-    from purifier_core import anomaly, efficiency, gallery, report
+    from purifier_core import anomaly, efficiency, gallery, readings, report
 
     kind = results.experiment
-    views: dict[str, Any] = {"figure13": efficiency, "attacks": gallery} | dict.fromkeys(
+    views: dict[str, Any] = {"figure13": efficiency, "attacks": gallery, "readings": readings} | dict.fromkeys(
         ("figure10", "figure11", "figure12"), anomaly
     )
     view = views.get(kind.name, report)

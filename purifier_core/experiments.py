@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from purifier_core.beyond import Attacks
+from purifier_core.beyond import Attacks, Readings
 from purifier_core.config import ConfigError, one_of
 from purifier_core.grids import Experiment
-from purifier_core.supplement import Figure10, Figure11, Figure12, Figure13, Table3, Table4
+from purifier_core.supplement import SUPPLEMENT
 
-EXPERIMENTS: dict[str, type[Experiment]] = {
-    kind.name: kind for kind in (Table3, Table4, Figure10, Figure11, Figure12, Figure13, Attacks)
-}
+_KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Readings)
+EXPERIMENTS = {kind.name: kind for kind in _KINDS}
 
 
 def from_notebook(name: str, namespace: Mapping[str, Any]) -> Experiment:

@@ -17,6 +17,7 @@ from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store
 from purifier_core.report import METRICS, estimates, paper_values
 from purifier_core.runner import Results, look_up, widened
+from purifier_core.supplement import SUPPLEMENT
 
 NEAR = 2.0
 EXCESS = 0.05
@@ -39,12 +40,10 @@ RULES = f"""\
 def table(store: Store | None = None) -> pd.DataFrame:
     """One line for each table and figure; the index is its name, and `where` the path of its page."""
     lines = {}
-    for name, kind in EXPERIMENTS.items():
-        if name == "attacks":
-            continue
+    for kind in SUPPLEMENT:
         results = look_up(kind(), store)
         judge = {"figure10": _figure10, "figure11": _figure11, "figure12": _figure12, "figure13": _figure13}
-        published, ours, verdict = judge.get(name, _table)(results) if results.records else ("–", "missing", "–")
+        published, ours, verdict = judge.get(kind.name, _table)(results) if results.records else ("–", "missing", "–")
         seeds = sorted({r.cell.seed for r in results.records})
         lines[kind.title] = {
             "published": published,
@@ -59,7 +58,7 @@ def table(store: Store | None = None) -> pd.DataFrame:
 def linked(store: Store | None = None) -> pd.DataFrame:
     """`table`, its names as links from a page of the book to the notebooks' pages."""
     found = table(store)
-    titles = {kind.title: name for name, kind in EXPERIMENTS.items()}
+    titles = {kind.title: kind.name for kind in SUPPLEMENT}
     found.index = pd.Index([f'<a href="../notebooks/{titles[t]}.html">{t}</a>' for t in found.index], name="supplement")
     return found
 
@@ -93,13 +92,13 @@ def seconds(record: Record) -> float:
 
 def one_seed(profile: str, store: Store | None = None) -> str:
     """A sentence on what one seed of everything costs at a profile: seed 0, each shared cell counted once."""
-    cells = {c for kind in EXPERIMENTS.values() for c in kind(profile=profile).whole().cells(profile)}
+    cells = {c for kind in EXPERIMENTS.values() for c in kind(profile=profile, seeds=0).whole().cells(profile)}
     found = [r for r in (store or Store()).all() if r.cell in cells and not (r.failed or r.stale)]
     hours = sum(map(seconds, found)) / 3600
     gaps = f", and {len(cells) - len(found)} are missing" if len(found) < len(cells) else ""
     return (
-        f"One seed of the whole supplement and the attacks at profile {profile} is {len(cells)} cells; the records of "
-        f"seed 0 took {hours:.1f} hours of one process{gaps}."
+        f"One seed of the supplement, the attacks and the readings at profile {profile} is {len(cells)} cells; the "
+        f"records of seed 0 took {hours:.1f} hours of one process{gaps}."
     )
 
 

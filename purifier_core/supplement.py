@@ -176,3 +176,6 @@ class Figure12(Figure10):
         undefended = super().cell(column, row, seed, profile)
         size = share(self.clean_size, row)
         return replace(undefended, defense=column.defense, clean_size=size, switches=column.switches)
+
+
+SUPPLEMENT: tuple[type[Experiment], ...] = (Table3, Table4, Figure10, Figure11, Figure12, Figure13)

@@ -1,0 +1,211 @@
+"""Which start explains the published numbers, and does the purified network read the image or the mask?"""
+
+from typing import Any
+
+import pandas as pd
+
+from purifier_core.beyond import Setting
+from purifier_core.config import GRANULARITIES, INITS, LABELS
+from purifier_core.grids import Column
+from purifier_core.records import Record, published
+from purifier_core.report import METRICS, TITLES, Estimate, estimate, estimates, grouped
+from purifier_core.runner import Results
+
+_NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
+_COLOURS = {"full": "#c2410c", "partial": "#7c3aed", "random": "#0f766e"}
+
+
+def setting_label(setting: Setting) -> str:
+    """A setting in words."""
+    plain = "" if setting.augment else ", not augmented"
+    return f"{TITLES[setting.dataset]}, {_NETWORKS[setting.network]}, {setting.clean_size:,}{plain}"
+
+
+def paper_values() -> dict[tuple[int, str, str], float]:
+    """Table 3's published percentages of Purifier by (clean size, granularity, metric)."""
+    table = published("table3")
+    names = {LABELS[g]: g for g in GRANULARITIES}
+    return {
+        (row.clean_size, names[row.method], metric): getattr(row, f"{metric}_percent")
+        for row in table.itertuples()
+        for metric in METRICS
+        if row.method in names
+    }
+
+
+def column(granularity: str, init: str) -> Column:
+    """The column of a module from a start."""
+    return Column(granularity, (("init", init),))
+
+
+def table(results: Results) -> pd.DataFrame:
+    """ACC / ASR in percent, means over seeds: a line for each setting and module, a column for each reading."""
+    ours, paper = estimates(results), paper_values()
+
+    def pair(setting: Setting, where: Column) -> str:
+        found = [ours.get((setting, where, metric)) for metric in METRICS]
+        return " / ".join(f"{value.mean:.1f}" for value in found if value) or "missing"
+
+    lines = {}
+    for setting in results.experiment.rows(results.profile):
+        for granularity in GRANULARITIES:
+            stated = [paper.get((setting.clean_size, granularity, metric)) for metric in METRICS]
+            known = setting.dataset == "mnist" and None not in stated
+            lines[setting_label(setting), LABELS[granularity]] = {
+                "published": " / ".join(f"{value:.1f}" for value in stated) if known else "–",
+                **{init: pair(setting, column(granularity, init)) for init in INITS},
+                "from scratch": pair(setting, Column("scratch")),
+            }
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["clean images", "ACC / ASR, %"])
+    return frame
+
+
+def distances(results: Results) -> dict[tuple[str, bool, str], Estimate]:
+    """The mean absolute difference from Table 3's published percentages, by (init, augmented, metric).
+
+    Over the three modules and the clean sizes; an estimate over seeds, of those that have every pair.
+    """
+    paper, found = paper_values(), grouped(results)
+    gaps: dict[tuple[str, bool, str], Estimate] = {}
+    for augment in (True, False):
+        rows = [r for r in results.experiment.rows(results.profile) if r.dataset == "mnist" and r.augment == augment]
+        for init in INITS:
+            pairs = {(r, g): found.get((r, column(g, init)), []) for r in rows for g in GRANULARITIES}
+            seeds = [{record.cell.seed for record in mine} for mine in pairs.values()]
+            whole = sorted(set.intersection(*seeds)) if seeds else []
+            for metric in METRICS if whole else ():
+                by_seed = dict.fromkeys(whole, 0.0)
+                for (row, granularity), mine in pairs.items():
+                    stated = paper[row.clean_size, granularity, metric] / 100
+                    for record in mine:
+                        if record.cell.seed in by_seed:
+                            by_seed[record.cell.seed] += abs(getattr(record, metric) - stated) / len(pairs)
+                gaps[init, augment, metric] = estimate(by_seed)
+    return gaps
+
+
+def distance_table(results: Results) -> pd.DataFrame:
+    """`distances` as text: a line for each reading, in percentage points, the nearest first."""
+    gaps = distances(results)
+    readings = sorted({(i, a) for i, a, _ in gaps}, key=lambda r: sum(gaps[*r, m].mean for m in METRICS))
+    lines = {
+        (init, "augmented" if augment else "not augmented"): {
+            metric.upper(): _spread(gaps[init, augment, metric]) for metric in METRICS
+        }
+        for init, augment in readings
+    }
+    frame = pd.DataFrame.from_dict(lines, orient="index", columns=[m.upper() for m in METRICS])
+    if lines:
+        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["init", "clean images"])
+    return frame
+
+
+def _spread(value: Estimate) -> str:
+    return f"{value.mean:.1f}" + ("" if value.half_width is None else f" ± {value.half_width:.1f}")
+
+
+def trend(results: Results) -> pd.DataFrame:
+    """What ACC gains from 3,000 to 6,000 clean images, in points: published, and each reading with its interval."""
+    paper, found = paper_values(), grouped(results)
+    ends = [Setting("mnist", "vgg16", size) for size in (3000, 6000)]
+    lines = {}
+    for g in GRANULARITIES:
+        line = {"published": f"{paper[6000, g, 'acc'] - paper[3000, g, 'acc']:+.2f}"}
+        for init in INITS:
+            small, large = ({r.cell.seed: r.acc or 0.0 for r in found.get((e, column(g, init)), [])} for e in ends)
+            both = {seed: large[seed] - small[seed] for seed in small.keys() & large.keys()}
+            line[init] = "missing"
+            if both:
+                value = estimate(both)
+                half = "" if value.half_width is None else f" ± {value.half_width:.2f}"
+                line[init] = f"{value.mean:+.2f}{half}"
+        lines[LABELS[g]] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def reading(results: Results) -> list[str]:
+    """The nearest reading in one sentence, and what the modules add to training from scratch in another."""
+    gaps = distances(results)
+    lines = []
+    if gaps:
+        sums = {(i, a): sum(gaps[i, a, m].mean for m in METRICS) for i, a, _ in gaps}
+        init, augment = min(sums, key=lambda r: sums[r])
+        acc, asr = (gaps[init, augment, m] for m in METRICS)
+        lines.append(
+            f"Nearest to the published Purifier columns of Table 3 is init={init} with the clean images "
+            f"{'augmented' if augment else 'not augmented'} (profile {results.shown}; seeds: {len(acc.seeds)}): on the "
+            f"mean {acc.mean:.1f} points away in ACC and {asr.mean:.1f} in ASR."
+        )
+    ours = estimates(results)
+    for setting in results.experiment.rows(results.profile):
+        alone = ours.get((setting, Column("scratch"), "acc"))
+        best = {g: value.mean for g in GRANULARITIES if (value := ours.get((setting, column(g, "random"), "acc")))}
+        if alone and best:
+            name = max(best, key=lambda g: best[g])
+            lines.append(
+                f"{setting_label(setting)}: the same network trained on the clean images alone reaches an ACC of "
+                f"{alone.mean:.1f} %; with the best module from fresh weights, {LABELS[name]}, {best[name]:.1f} %."
+            )
+    return lines or [f"No record at profile {results.shown} is there yet."]
+
+
+def masks(results: Results, setting: Setting) -> dict[tuple[str, str], list[Record]]:
+    """The records with the test of the wrong mask, by (granularity, init)."""
+    found = {}
+    for g in GRANULARITIES:
+        for init in INITS:
+            mine = grouped(results).get((setting, column(g, init)), [])
+            if with_test := [r for r in mine if "wrong_mask" in r.diagnostics.get("clean", {})]:
+                found[g, init] = with_test
+    return found
+
+
+def figure(results: Results) -> Any:
+    """For each module and start: what the network answers when the mask is the true class's, its own, or another's."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook")
+    settings = [s for s in results.experiment.rows(results.profile) if s.augment and masks(results, s)]
+    settings = [s for s in settings if s.dataset != "mnist" or s.clean_size == 3000]
+    drawing, axes = plt.subplots(
+        max(1, len(settings)),
+        3,
+        figsize=(9, 2.6 * max(1, len(settings)) + 0.5),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+        dpi=160,
+    )
+    questions = (
+        "mask of the\ntrue class",
+        "mask of its\nown guess",
+        "mask of a\nwrong class",
+        "… and it says\nthat class",
+    )
+    for line, setting in zip(axes, settings, strict=False):
+        for axis, g in zip(line, GRANULARITIES, strict=True):
+            for shift, init in enumerate(INITS):
+                if not (mine := masks(results, setting).get((g, init))):
+                    continue
+                clean = [r.diagnostics["clean"] for r in mine]
+                values = [
+                    [c["oracle"] for c in clean],
+                    [r.acc or 0.0 for r in mine],
+                    [c["wrong_mask"]["label"] for c in clean],
+                    [c["wrong_mask"]["mask"] for c in clean],
+                ]
+                places = [place + 0.26 * (shift - 1) for place in range(4)]
+                heights = [100 * sum(v) / len(v) for v in values]
+                axis.bar(places, heights, 0.24, color=_COLOURS[init])
+            axis.set_title(
+                f"{LABELS[g]}, {TITLES[setting.dataset]}, {_NETWORKS[setting.network]}", fontsize=10, loc="left"
+            )
+            axis.set_xticks(range(4), questions, fontsize=7)
+            axis.set_ylim(0, 104)
+        line[0].set_ylabel("% of clean test images", fontsize=10)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c, label=f"init={i}") for i, c in _COLOURS.items()]
+    drawing.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    plt.close(drawing)
+    return drawing

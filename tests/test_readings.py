@@ -1,0 +1,84 @@
+"""The statistics of the three readings, by hand."""
+
+import pytest
+
+from purifier_core import readings
+from purifier_core.beyond import Readings, Setting
+from purifier_core.config import GRANULARITIES
+from purifier_core.grids import Column
+from purifier_core.records import Record
+from purifier_core.runner import Results
+
+GRID = Readings(profile="small", seeds="0,1")
+
+
+def record(setting: Setting, column: Column, seed: int, acc: float, asr: float, **clean) -> Record:
+    cell = GRID.cell(column, setting, seed, "small")
+    diagnostics = {"clean": clean, "triggered": {}} if clean else {}
+    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, acc, asr, diagnostics=diagnostics)
+
+
+def off_by(init: str, augment: bool, seed: int, acc: float, asr: float) -> list[Record]:
+    """Records that lie these fractions above the published values, at every size and module."""
+    paper = readings.paper_values()
+    return [
+        record(
+            Setting("mnist", "vgg16", size, augment),
+            readings.column(g, init),
+            seed,
+            paper[size, g, "acc"] / 100 + acc,
+            paper[size, g, "asr"] / 100 + asr,
+        )
+        for size in (6000, 4500, 3000)
+        for g in GRANULARITIES
+    ]
+
+
+def results(*records: Record) -> Results:
+    return Results(GRID, "small", "as asked", list(records))
+
+
+def test_distance_is_the_mean_absolute_difference_over_modules_and_sizes():
+    mine = results(*off_by("full", True, 0, 0.01, 0.9), *off_by("full", True, 1, -0.03, 0.9))
+    found = readings.distances(mine)
+    assert set(found) == {("full", True, "acc"), ("full", True, "asr")}
+    assert found["full", True, "acc"].mean == pytest.approx(2)  # one seed above, one below: no cancelling
+    assert found["full", True, "asr"].mean == pytest.approx(90)
+    assert found["full", True, "acc"].seeds == (0, 1)
+
+
+def test_a_seed_with_a_gap_has_no_distance():
+    assert readings.distances(results(*off_by("full", True, 0, 0.01, 0.9)[:-1])) == {}
+
+
+def test_the_nearest_reading_is_named():
+    mine = results(*off_by("full", True, 0, 0.0, 0.9), *off_by("random", False, 0, 0.01, 0.005))
+    assert list(readings.distance_table(mine).index) == [("random", "not augmented"), ("full", "augmented")]
+    assert "init=random with the clean images not augmented" in readings.reading(mine)[0]
+
+
+def test_trend_is_the_gain_from_the_smallest_to_the_largest_size():
+    table = readings.trend(results(*off_by("partial", True, 0, 0.01, 0.0)))
+    assert table.loc["Channel", "published"] == table.loc["Channel", "partial"] == "+1.21"  # 98.75 - 97.54
+    assert table.loc["Feature", "random"] == "missing"
+
+
+def test_the_table_shows_every_reading_and_the_control():
+    setting = Setting("mnist", "vgg16", 3000)
+    mine = results(*off_by("random", True, 0, 0.0, 0.0), record(setting, Column("scratch"), 0, 0.975, 0.004))
+    table = readings.table(mine)
+    line = table.loc[("MNIST, VGG-16, 3,000", "Cube")]
+    assert list(line) == ["89.5 / 2.0", "missing", "missing", "89.5 / 2.0", "97.5 / 0.4"]
+    assert table.loc[("CIFAR-10, ResNet-18, 2,500", "Cube"), "published"] == "–"
+    assert any("trained on the clean images alone reaches an ACC of 97.5 %" in s for s in readings.reading(mine))
+
+
+def test_the_figure_of_the_masks_is_drawn_with_and_without_records(tmp_path):
+    test = {"oracle": 1.0, "wrong_mask": {"label": 0.1, "mask": 0.9}}
+    setting = Setting("mnist", "vgg16", 3000)
+    mine = [record(setting, readings.column(g, "full"), 0, 0.9, 0.1, **test) for g in GRANULARITIES]
+    for records in ([], mine):
+        drawing = readings.figure(results(*records))
+        drawing.savefig(tmp_path / "figure.png", dpi=40)
+        heights = [bar.get_height() for axis in drawing.axes for bar in axis.patches]
+        assert heights == pytest.approx([100, 90, 10, 90] * 3 if records else [])
