@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from purifier_core.config import ATTACKS, GRANULARITIES, INITS, PAPER_TRAIN_SIZE, Cell, one_of
+from purifier_core.config import ATTACKS, GRANULARITIES, INITS, NO_CLEAN_DATA, PAPER_TRAIN_SIZE, Cell, one_of
 from purifier_core.grids import Column, Experiment
 from purifier_core.profiles import PROFILES
 from purifier_core.supplement import Table3, share, stand_in
@@ -105,4 +105,89 @@ class Readings(Experiment):
             seed,
             profile,
             (*column.switches, *aug),
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """One switch turned on for one defense, "none" for the undefended model; `attack` where it must be that one."""
+
+    switch: str
+    value: str
+    defense: str = "none"
+    attack: str = ""
+    base: tuple[tuple[str, str], ...] = ()  # what both sides have beside it
+
+
+CHANGES: tuple[Change, ...] = (
+    Change("nad_eval", "teacher", "nad"),
+    Change("nad_maps", "post-pool", "nad"),
+    Change("anp_steps", "16", "anp"),
+    Change("fp_select", "test", "fine_pruning"),
+    Change("fp_select", "fixed", "fine_pruning"),
+    *(Change("bn_frozen_stats", "yes", g) for g in GRANULARITIES),
+    *(Change("purifier_lr", "older", g) for g in GRANULARITIES),
+    *(Change("defence_aug", "off", d) for d in ("finetuning", *GRANULARITIES)),
+    *(Change("weight_decay", "dampening", d) for d in ("none", "finetuning", "feature")),
+    Change("weight_decay", "dampening", "feature", base=(("init", "random"),)),
+    *(Change("flip", "always", d) for d in ("none", "finetuning", "feature")),
+    Change("flip", "always", "feature", base=(("init", "random"),)),
+    Change("abl_remove_isolated", "no", "abl"),
+    Change("abl_score_aug", "yes", "abl"),
+    Change("trojan_add", "wrap", attack="trojan"),
+    Change("blend_noise", "redraw", attack="blend"),
+    Change("sig_map", "sinusoid", attack="sig"),
+    Change("sig_label", "clean", attack="sig"),
+    Change("cl_sign", "lost", attack="cl"),
+)
+"""Every behaviour of the release that can change a number, one at a time."""
+
+WITHOUT, WITH = Column("none", (("change", "no"),)), Column("none", (("change", "yes"),))
+
+
+@dataclass(frozen=True)
+class Switches(Experiment):
+    """One switch at a time: what each behaviour of the released code does to ACC and ASR, all else as intended.
+
+    Command: `papermill notebooks/switches.ipynb out.ipynb -p profile small`. VGG-16 on MNIST, 10 % of poison, 3,000
+    clean images. Each row is a change, with the cell without it and the cell with it.
+    """
+
+    name: ClassVar[str] = "switches"
+    title: ClassVar[str] = "Switches"
+    axis: ClassVar[str] = "switch"
+
+    clean_size: Any = 3000
+    switch: Any = "nad_eval"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("switch", self.switch, (*dict.fromkeys(change.switch for change in CHANGES), "all"))
+
+    def whole(self) -> "Switches":
+        """Every change."""
+        return replace(self, switch="all")
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The changes asked for."""
+        return tuple(change for change in CHANGES if self.switch in ("all", change.switch))
+
+    def columns(self) -> list[Column]:
+        """Without and with the change."""
+        return [WITHOUT, WITH]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell on one side of a change."""
+        turned = ((row.switch, row.value),) if column == WITH else ()
+        size = 0 if row.defense in NO_CLEAN_DATA else self.clean_size
+        return Cell(
+            "mnist",
+            self.network,
+            row.attack or self.attack,
+            float(self.poison_ratio),
+            row.defense,
+            size,
+            seed,
+            profile,
+            (*row.base, *turned),
         )

@@ -24,6 +24,7 @@ _HELP = {
     "init": "Purifier's start: full, partial, random, several of them, or all",
     "device": "auto, cpu or cuda",
     "dataset": "cifar10, mnist, gtsrb or all",
+    "switch": "the switch to turn, or all",
 }
 
 
@@ -75,12 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(results: runner.Results, store: Store, figure: str | None = None) -> int:
     """Print an experiment's table and reading; returns 1 if something is missing."""
-    from purifier_core import anomaly, efficiency, gallery, readings, report
+    from purifier_core import ablation, anomaly, efficiency, gallery, readings, report
 
     kind = results.experiment
-    views: dict[str, Any] = {"figure13": efficiency, "attacks": gallery, "readings": readings} | dict.fromkeys(
-        ("figure10", "figure11", "figure12"), anomaly
-    )
+    views: dict[str, Any] = {
+        "figure13": efficiency,
+        "attacks": gallery,
+        "readings": readings,
+        "switches": ablation,
+    } | dict.fromkeys(("figure10", "figure11", "figure12"), anomaly)
     view = views.get(kind.name, report)
     print(f"\n{kind.title}")
     print(report.as_text(view.table(results)))

@@ -97,7 +97,7 @@ def one_seed(profile: str, store: Store | None = None) -> str:
     hours = sum(map(seconds, found)) / 3600
     gaps = f", and {len(cells) - len(found)} are missing" if len(found) < len(cells) else ""
     return (
-        f"One seed of the supplement, the attacks and the readings at profile {profile} is {len(cells)} cells; the "
+        f"One seed of everything in this book at profile {profile} is {len(cells)} cells; the "
         f"records of seed 0 took {hours:.1f} hours of one process{gaps}."
     )
 

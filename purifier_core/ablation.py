@@ -1,0 +1,114 @@
+"""What each behaviour of the released code changes, one at a time: differences paired by seed, and a forest plot."""
+
+from typing import Any
+
+import pandas as pd
+
+from purifier_core.beyond import WITH, WITHOUT, Change
+from purifier_core.config import LABELS, SWITCHES
+from purifier_core.records import Record
+from purifier_core.report import METRICS, Estimate, estimate, grouped
+from purifier_core.runner import Results
+
+MATTERS = 1.0
+"""A change of fewer percentage points than this is listed as without effect, if its interval says so too."""
+
+
+def label(change: Change) -> str:
+    """A change in words: the switch and its value, and what it is turned on for."""
+    target = f"{change.attack}, no defense" if change.attack else LABELS[change.defense]
+    init = dict(change.base).get("init")
+    return f"{change.switch}={change.value}: {target}{f' ({init})' if init else ''}"
+
+
+def pairs(results: Results) -> dict[Change, list[tuple[Record, Record]]]:
+    """The records without and with each change, seed by seed; a seed that lacks one of them is left out."""
+    found, every = grouped(results), {}
+    for change in results.experiment.rows(results.profile):
+        after = {r.cell.seed: r for r in found.get((change, WITH), [])}
+        both = [(r, after[r.cell.seed]) for r in found.get((change, WITHOUT), []) if r.cell.seed in after]
+        if both:
+            every[change] = both
+    return every
+
+
+def effects(results: Results) -> dict[tuple[Change, str], Estimate]:
+    """The difference that each change makes to ACC and ASR, in percentage points, paired by seed."""
+    return {
+        (change, metric): estimate({a.cell.seed: getattr(b, metric) - getattr(a, metric) for a, b in both})
+        for change, both in pairs(results).items()
+        for metric in METRICS
+    }
+
+
+def matters(value: Estimate) -> bool:
+    """Whether an effect is at least MATTERS in size and, where there is an interval, the interval leaves out zero."""
+    return abs(value.mean) >= MATTERS and (value.half_width is None or abs(value.mean) > value.half_width)
+
+
+def table(results: Results) -> pd.DataFrame:
+    """A line for each change: ACC and ASR without and with it, and the difference with its interval, as text."""
+    found, both = effects(results), pairs(results)
+    lines = {}
+    for change in results.experiment.rows(results.profile):
+        line: dict[str, str] = {"what it does": SWITCHES[change.switch].about, "seeds": str(len(both.get(change, [])))}
+        for metric in METRICS:
+            value = found.get((change, metric))
+            sides = ["missing", "missing", "missing"]
+            if value:
+                means = [
+                    100 * sum(getattr(r, metric) for r in side) / len(side) for side in zip(*both[change], strict=True)
+                ]
+                half = "" if value.half_width is None else f" ± {value.half_width:.1f}"
+                sides = [f"{means[0]:.1f}", f"{means[1]:.1f}", f"{value.mean:+.1f}{half}"]
+            heads = (f"{metric.upper()} {what}" for what in ("without", "with", "difference"))
+            line |= dict(zip(heads, sides, strict=True))
+        lines[label(change)] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def reading(results: Results) -> list[str]:
+    """Which changes move a number, and which do not."""
+    found = effects(results)
+    changes = list(dict.fromkeys(change for change, _ in found))
+    if not changes:
+        return [f"No record at profile {results.shown} is there yet."]
+    moved = [c for c in changes if any(matters(found[c, m]) for m in METRICS)]
+    still = [c for c in changes if c not in moved]
+    return [
+        f"Moves ACC or ASR by {MATTERS:g} point or more (profile {results.shown}), its interval leaving out zero where "
+        f"there is one: {'; '.join(map(label, moved)) or 'none'}.",
+        f"Does not: {'; '.join(map(label, still)) or 'none'}.",
+    ]
+
+
+def figure(results: Results) -> Any:
+    """A forest plot: the difference in ACC and in ASR that each change makes, with its interval over seeds."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook")
+    found = effects(results)
+    changes = list(dict.fromkeys(change for change, _ in found))
+    drawing, axes = plt.subplots(
+        1, 2, figsize=(9, 0.27 * len(changes) + 1.5), sharey=True, layout="constrained", dpi=160
+    )
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for place, change in enumerate(changes):
+            value = found[change, metric]
+            axis.errorbar(
+                value.mean,
+                place,
+                xerr=value.half_width,
+                fmt="o",
+                markersize=6,
+                capsize=3,
+                color="#c2410c" if matters(value) else "0.55",
+            )
+        axis.axvline(0, color="0.2", linewidth=1)
+        axis.set_xlim(-104, 104)
+        axis.set_xlabel(f"change of {metric.upper()}, points", fontsize=10)
+    axes[0].set_yticks(range(len(changes)), [label(c) for c in changes], fontsize=8)
+    axes[0].invert_yaxis()
+    plt.close(drawing)
+    return drawing

@@ -1,0 +1,68 @@
+"""One switch at a time: which cells are compared, and the paired differences, by hand."""
+
+import pytest
+
+from purifier_core import ablation
+from purifier_core.beyond import CHANGES, WITH, WITHOUT, Change, Switches
+from purifier_core.config import SWITCHES, ConfigError
+from purifier_core.grids import Column
+from purifier_core.records import Record
+from purifier_core.runner import Results
+
+GRID = Switches(profile="small", seeds="0-2", switch="all")
+TEACHER = Change("nad_eval", "teacher", "nad")
+STEPS = Change("anp_steps", "16", "anp")
+
+
+def record(change: Change, column: Column, seed: int, acc: float, asr: float) -> Record:
+    cell = GRID.cell(column, change, seed, "small")
+    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, acc, asr)
+
+
+def results(*records: Record) -> Results:
+    return Results(GRID, "small", "as asked", list(records))
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=ablation.label)
+def test_every_change_is_one_switch(change):
+    without, with_it = (GRID.cell(column, change, 0, "small") for column in (WITHOUT, WITH))
+    assert without.key() != with_it.key()
+    assert set(with_it.switches) - set(without.switches) == {(change.switch, change.value)}
+
+
+def test_every_released_behaviour_is_among_them():
+    assert {c.switch for c in CHANGES} == set(SWITCHES) - {"init"}  # init has a page of its own
+
+
+def test_differences_are_paired_by_seed():
+    mine = [record(TEACHER, WITHOUT, s, 0.9, a) for s, a in enumerate((0.1, 0.5, 0.9))]
+    mine += [record(TEACHER, WITH, s, 0.9, a) for s, a in enumerate((0.3, 0.7))]  # the third seed has no pair
+    mine += [record(STEPS, WITHOUT, 0, 0.95, 0.2), record(STEPS, WITH, 0, 0.955, 0.2)]
+    found = ablation.effects(results(*mine))
+    assert found[TEACHER, "asr"].mean == pytest.approx(20)
+    assert found[TEACHER, "asr"].half_width == pytest.approx(0, abs=1e-6)  # both seeds differ by as much
+    assert found[TEACHER, "asr"].seeds == (0, 1)
+    assert ablation.matters(found[TEACHER, "asr"])
+    assert not ablation.matters(found[STEPS, "acc"])  # half a point
+    assert ablation.reading(results(*mine))[0].endswith("where there is one: nad_eval=teacher: NAD.")
+    table = ablation.table(results(*mine))
+    assert list(table.loc["nad_eval=teacher: NAD"])[-3:] == ["30.0", "50.0", "+20.0 ± 0.0"]
+    assert table.loc["fp_select=test: Fine-pruning", "ASR difference"] == "missing"
+
+
+def test_an_effect_within_its_interval_does_not_matter():
+    mine = [record(STEPS, WITHOUT, s, 0.9, 0.1) for s in (0, 1)] + [record(STEPS, WITH, 0, 0.9, 0.1)]
+    mine.append(record(STEPS, WITH, 1, 0.9, 0.5))  # +0 and +40 points: the interval is wide
+    found = ablation.effects(results(*mine))
+    assert found[STEPS, "asr"].mean == pytest.approx(20)
+    assert not ablation.matters(found[STEPS, "asr"])
+
+
+def test_the_forest_plot_is_drawn_with_and_without_records(tmp_path):
+    for mine in ([], [record(STEPS, WITHOUT, 0, 0.9, 0.1), record(STEPS, WITH, 0, 0.9, 0.5)]):
+        ablation.figure(results(*mine)).savefig(tmp_path / "figure.png", dpi=40)
+
+
+def test_an_unknown_switch_is_named():
+    with pytest.raises(ConfigError, match="switch='nad' is not known; allowed: nad_eval, nad_maps"):
+        Switches(switch="nad")
