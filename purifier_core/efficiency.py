@@ -121,30 +121,3 @@ def cost(results: Results) -> Any:
     drawing.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     plt.close(drawing)
     return drawing
-
-
-def implied_epochs() -> pd.DataFrame:
-    """The epochs N that each published bar admits, from the published numbers alone.
-
-    MNIST: the bar and Table 3's ASR at 3,000 clean images (for ABL Table 4's at 5 %), both rounded to two decimals,
-    bound N from both sides. Any dataset: since ASR is at least 0, N is at most 100 / bar.
-    """
-    asr = published("table3").query("clean_size == 3000").set_index("method").asr_percent.to_dict()
-    asr["ABL"] = published("table4").query("poison_ratio_percent == 5").set_index("method").asr_percent["ABL"]
-    rows = {}
-    for method, group in published("figure13").groupby("method", sort=False):
-        value = group.set_index("dataset").one_minus_asr_per_epoch_percent
-        low, high = _bounds(asr[str(method)], value["MNIST"])
-        rows[method] = {
-            "ASR, %": f"{asr[str(method)]:.2f}",
-            "bar on MNIST, %": f"{value['MNIST']:.2f}",
-            "N on MNIST": f"{low:.1f} to {high:.1f}" if high < float("inf") else f"at least {low:.1f}",
-            "N on any dataset": f"at most {min(100 / (v - 0.005) for v in value if v > 0.005):.1f}",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _bounds(asr_percent: float, bar: float) -> tuple[float, float]:
-    """The N for which (100 - ASR) / N rounds to `bar`, when ASR itself is rounded to two decimals."""
-    most, least = 100 - asr_percent + 0.005, max(0.0, 100 - asr_percent - 0.005)
-    return least / (bar + 0.005), most / (bar - 0.005) if bar > 0.005 else float("inf")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from purifier_core import efficiency
+from purifier_core import efficiency, scrutiny
 from purifier_core.config import Cell
 from purifier_core.records import Record
 from purifier_core.runner import Results
@@ -31,12 +31,19 @@ def test_bars_divide_by_the_epochs_of_the_run():
 
 
 def test_implied_epochs_by_hand():
-    table = efficiency.implied_epochs()
+    table = scrutiny.implied_epochs()
     # MCR: 8.85 +- 0.005 over 0.14 +- 0.005
     assert table.loc["MCR", "N on MNIST"] == f"{8.845 / 0.145:.1f} to {8.855 / 0.135:.1f}" == "61.0 to 65.6"
     assert table.loc["Finetuning", "N on MNIST"] == "at least 11.0"  # 0.055 / 0.005; a bar of 0.00 has no upper bound
     assert table.loc["NAD", "N on any dataset"] == f"at most {100 / 4.865:.1f}"
     assert len(table) == 9
+
+
+def test_only_the_smallest_row_of_table_3_fits_the_bars():
+    table = scrutiny.admissible_epochs()
+    assert list(table.loc["3,000 images"]) == ["12 to 22", "12 to 37", "61 to 63", "18 to 20", "42", "40", "40", "40"]
+    assert table.loc["6,000 images", "NAD"] == "none"  # ASR 99.98: (1 - ASR) / N = 0.05 would need less than one epoch
+    assert "none" not in set(table.loc["3,000 images"])
 
 
 @pytest.mark.parametrize("draw", [efficiency.figure, efficiency.cost])
