@@ -265,16 +265,15 @@ CLAIMS = (
 def table(store: Store | None = None) -> pd.DataFrame:
     """A line for each claim: what it says, the rule, what the published numbers and ours give, the verdict."""
     evidence = Evidence(store)
-    lines = []
+    lines = {}
     for claim in CLAIMS:
         found = claim.judge(evidence)
-        lines.append(
-            {
-                "claim": claim.says,
-                "rule": claim.rule,
-                "published": found.published,
-                "ours": found.ours or "missing",
-                "verdict": found.verdict,
-            }
-        )
-    return pd.DataFrame(lines, index=pd.Index([c.where for c in CLAIMS], name="where"))
+        lines[claim.where, claim.says] = {
+            "rule": claim.rule,
+            "published": found.published,
+            "ours": found.ours or "missing",
+            "verdict": found.verdict,
+        }
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["where", "claim"])
+    return frame
