@@ -18,7 +18,7 @@ from purifier_core.config import GRANULARITIES, INITS, LABELS
 from purifier_core.grids import Column
 from purifier_core.overview import EXCESS
 from purifier_core.records import Store
-from purifier_core.report import METRICS, estimate, estimates, grouped, paper_values
+from purifier_core.report import METRICS, estimate, estimates, grouped, paper_values, provenance
 from purifier_core.runner import Results, look_up
 from purifier_core.supplement import Figure10, Figure12, Table3, Table4
 
@@ -277,3 +277,9 @@ def table(store: Store | None = None) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["where", "claim"])
     return frame
+
+
+def sources(store: Store | None = None) -> list[str]:
+    """The provenance of the two tables that most rules ask."""
+    evidence = Evidence(store)
+    return [f"{r.experiment.title}. {provenance(r)}" for r in (evidence.sizes, evidence.ratios)]
