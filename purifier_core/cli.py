@@ -10,7 +10,7 @@ from typing import Any
 from purifier_core import runner
 from purifier_core.config import ATTACKS, ConfigError, integer
 from purifier_core.experiments import EXPERIMENTS
-from purifier_core.grids import Experiment
+from purifier_core.experiments.grids import Experiment
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Store
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(results: runner.Results, store: Store, figure: str | None = None) -> int:
     """Print an experiment's table and reading; returns 1 if something is missing."""
-    from purifier_core import ablation, anomaly, efficiency, gallery, readings, report
+    from purifier_core.pages import ablation, anomaly, efficiency, gallery, readings, report
 
     kind = results.experiment
     views: dict[str, Any] = {
@@ -99,7 +99,7 @@ def show(results: runner.Results, store: Store, figure: str | None = None) -> in
 
 def status(store: Store) -> int:
     """Print, for every experiment and profile, what is done, missing and failed, and the seconds it took."""
-    from purifier_core.overview import progress
+    from purifier_core.pages.overview import progress
 
     print(progress(store).reset_index().to_string(index=False))
     every = list(store.all())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from purifier_core.config import Cell
-from purifier_core.grids import Experiment
+from purifier_core.experiments.grids import Experiment
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from purifier_core import ablation
-from purifier_core.beyond import CHANGES, WITH, WITHOUT, Change, Switches
 from purifier_core.config import SWITCHES, ConfigError
-from purifier_core.grids import Column
+from purifier_core.experiments.beyond import CHANGES, WITH, WITHOUT, Change, Switches
+from purifier_core.experiments.grids import Column
+from purifier_core.pages import ablation
 from purifier_core.records import Record
 from purifier_core.runner import Results
 

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from purifier_core import anomaly, gallery, overview, report, runner
-from purifier_core.beyond import Attacks
+from purifier_core import runner
 from purifier_core.experiments import EXPERIMENTS
+from purifier_core.experiments.beyond import Attacks
+from purifier_core.pages import anomaly, gallery, overview, report
 from purifier_core.records import ROOT, Store
 
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())

@@ -5,10 +5,10 @@ from collections import defaultdict
 
 import pytest
 
-from purifier_core.beyond import Attacks
+from purifier_core.experiments.beyond import Attacks
+from purifier_core.experiments.supplement import SUPPLEMENT, Table3, Table4
 from purifier_core.records import ROOT, Store, read
 from purifier_core.runner import widened
-from purifier_core.supplement import SUPPLEMENT, Table3, Table4
 
 LISTED = subprocess.run(["git", "ls-files", "data/results"], cwd=ROOT, capture_output=True, text=True).stdout
 COMMITTED = [ROOT / line for line in LISTED.splitlines()]  # what a reader computes beside them is not judged here

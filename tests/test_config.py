@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from purifier_core import config
-from purifier_core.beyond import Attacks, Readings, Setting
 from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError, parse_names, parse_seeds
 from purifier_core.experiments import from_notebook
+from purifier_core.experiments.beyond import Attacks, Readings, Setting
+from purifier_core.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3
 from purifier_core.profiles import PROFILES, Recipe
-from purifier_core.supplement import Figure10, Figure11, Figure12, Figure13, Table3
 
 BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from purifier_core import efficiency, scrutiny
 from purifier_core.config import Cell
+from purifier_core.experiments.supplement import Figure13
+from purifier_core.pages import efficiency, scrutiny
 from purifier_core.records import Record
 from purifier_core.runner import Results
-from purifier_core.supplement import Figure13
 
 
 def record(defense: str, asr: float, epochs: float, **switches: str) -> Record:

@@ -1,10 +1,10 @@
 """What the pages say of Purifier's units and of ABL's isolation, by hand."""
 
-from purifier_core import inside
 from purifier_core.config import Cell
+from purifier_core.experiments.supplement import Table4
+from purifier_core.pages import inside
 from purifier_core.records import Record
 from purifier_core.runner import Results
-from purifier_core.supplement import Table4
 
 
 def record(cell: Cell, acc: float = 0.9, **diagnostics) -> Record:

@@ -15,6 +15,7 @@ from purifier_core.experiments import EXPERIMENTS
 from purifier_core.records import published
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [f"pages.{path.stem}" for path in (ROOT / "purifier_core" / "pages").glob("[a-z]*.py")]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#")
 
 
@@ -67,7 +68,7 @@ def test_notebook_parameters_are_the_experiments(name):
     assert notebook.metadata.kernelspec.name == "python3"
 
 
-@pytest.mark.parametrize("module", ["config", "experiments", "records", "report", "runner", "cli"])
+@pytest.mark.parametrize("module", ["config", "experiments", "records", "runner", "cli", *PAGES])
 def test_reading_needs_no_torch(module):
     code = f"import sys, purifier_core.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -87,9 +88,7 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
 
 def test_an_import_only_points_down():
     order = ["profiles", "config", "data", "models", "training", "attacks", "purifier", "defenses", "probes"]
-    order += ["grids", "supplement", "beyond", "experiments", "records", "compute", "schedule", "runner"]
-    order += ["report", "scrutiny", "inside", "readings", "ablation", "efficiency", "anomaly", "gallery"]
-    order += ["overview", "claims", "cli"]
+    order += ["experiments", "records", "compute", "schedule", "runner", "pages", "cli"]
     for path in (ROOT / "purifier_core").rglob("*.py"):
         parts = path.relative_to(ROOT / "purifier_core").with_suffix("").parts
         if parts == ("__init__",):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from purifier_core import readings
-from purifier_core.beyond import Readings, Setting
 from purifier_core.config import GRANULARITIES
-from purifier_core.grids import Column
+from purifier_core.experiments.beyond import Readings, Setting
+from purifier_core.experiments.grids import Column
+from purifier_core.pages import readings
 from purifier_core.records import Record
 from purifier_core.runner import Results
 

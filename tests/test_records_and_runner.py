@@ -11,12 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from purifier_core import cli, compute, records, report, runner, schedule
-from purifier_core.beyond import Attacks
+from purifier_core import cli, compute, records, runner, schedule
 from purifier_core.config import Cell, ConfigError
+from purifier_core.experiments.beyond import Attacks
+from purifier_core.experiments.supplement import Table3
+from purifier_core.pages import report
 from purifier_core.profiles import PROFILES, Recipe
 from purifier_core.records import CorruptRecord, Record, Store, read, write_atomically
-from purifier_core.supplement import Table3
 
 TINY = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": Recipe(1, 0.01), "nad": Recipe(1, 0.01)}
 METHODS = "none,finetuning,nad"

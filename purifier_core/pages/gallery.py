@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from purifier_core.config import ATTACKS
+from purifier_core.pages.report import METRICS, TITLES, estimate, grouped
 from purifier_core.records import Record
-from purifier_core.report import METRICS, TITLES, estimate, grouped
 from purifier_core.runner import Results
 
 LABELS = {

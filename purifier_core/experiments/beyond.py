@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from purifier_core.config import ATTACKS, GRANULARITIES, INITS, NO_CLEAN_DATA, PAPER_TRAIN_SIZE, Cell, one_of
-from purifier_core.grids import Column, Experiment
+from purifier_core.experiments.grids import Column, Experiment
+from purifier_core.experiments.supplement import Table3, share, stand_in
 from purifier_core.profiles import PROFILES
-from purifier_core.supplement import Table3, share, stand_in
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.beyond import WITH, WITHOUT, Change
 from purifier_core.config import LABELS, SWITCHES
+from purifier_core.experiments.beyond import WITH, WITHOUT, Change
+from purifier_core.pages.report import METRICS, Estimate, estimate, grouped
 from purifier_core.records import Record
-from purifier_core.report import METRICS, Estimate, estimate, grouped
 from purifier_core.runner import Results
 
 MATTERS = 1.0

@@ -13,14 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core import anomaly
 from purifier_core.config import GRANULARITIES, INITS, LABELS
-from purifier_core.grids import Column
-from purifier_core.overview import EXCESS
+from purifier_core.experiments.grids import Column
+from purifier_core.experiments.supplement import Figure10, Figure12, Table3, Table4
+from purifier_core.pages import anomaly
+from purifier_core.pages.overview import EXCESS
+from purifier_core.pages.report import METRICS, estimate, estimates, grouped, paper_values, provenance
 from purifier_core.records import Store
-from purifier_core.report import METRICS, estimate, estimates, grouped, paper_values, provenance
 from purifier_core.runner import Results, look_up
-from purifier_core.supplement import Figure10, Figure12, Table3, Table4
 
 BASELINES = ("finetuning", "fine_pruning", "mcr", "nad", "anp")
 DROP = 1.0

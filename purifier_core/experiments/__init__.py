@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from purifier_core.beyond import Attacks, Readings, Switches
 from purifier_core.config import ConfigError, one_of
-from purifier_core.grids import Experiment
-from purifier_core.supplement import SUPPLEMENT
+from purifier_core.experiments.beyond import Attacks, Readings, Switches
+from purifier_core.experiments.grids import Experiment
+from purifier_core.experiments.supplement import SUPPLEMENT
 
 _KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Readings, Switches)
 EXPERIMENTS = {kind.name: kind for kind in _KINDS}

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from purifier_core.config import LABELS
-from purifier_core.grids import Column
+from purifier_core.experiments.grids import Column
+from purifier_core.pages.report import estimate, grouped
 from purifier_core.records import Record, published
-from purifier_core.report import estimate, grouped
 from purifier_core.runner import Results
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.grids import Column, Experiment
+from purifier_core.experiments.grids import Column, Experiment
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from purifier_core.report import grouped, row_head, row_label
+from purifier_core.pages.report import grouped, row_head, row_label
 from purifier_core.runner import Results
 
 

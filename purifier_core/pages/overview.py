@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core import anomaly, efficiency
 from purifier_core.config import GRANULARITIES
 from purifier_core.experiments import EXPERIMENTS
+from purifier_core.experiments.supplement import SUPPLEMENT
+from purifier_core.pages import anomaly, efficiency
+from purifier_core.pages.report import METRICS, estimates, paper_values
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store
-from purifier_core.report import METRICS, estimates, paper_values
 from purifier_core.runner import Results, look_up, widened
-from purifier_core.supplement import SUPPLEMENT
 
 NEAR = 2.0
 EXCESS = 0.05

@@ -4,11 +4,11 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.beyond import Setting
 from purifier_core.config import GRANULARITIES, INITS, LABELS
-from purifier_core.grids import Column
+from purifier_core.experiments.beyond import Setting
+from purifier_core.experiments.grids import Column
+from purifier_core.pages.report import METRICS, TITLES, Estimate, estimate, estimates, grouped
 from purifier_core.records import Record, published
-from purifier_core.report import METRICS, TITLES, Estimate, estimate, estimates, grouped
 from purifier_core.runner import Results
 
 _NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}

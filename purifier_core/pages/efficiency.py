@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.config import LABELS
-from purifier_core.grids import Column
+from purifier_core.experiments.grids import Column
+from purifier_core.pages.report import METRICS, estimate, grouped
 from purifier_core.records import Record, published
-from purifier_core.report import METRICS, estimate, grouped
 from purifier_core.runner import Results
 
 _TITLES = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}  # as the paper prints them

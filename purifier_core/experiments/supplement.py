@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from purifier_core.config import COMPARED, INITS, PAPER_TRAIN_SIZE, Cell, one_of, parse_names
-from purifier_core.grids import Column, Experiment, Table
+from purifier_core.experiments.grids import Column, Experiment, Table
 from purifier_core.profiles import PROFILES
 
 
