@@ -225,7 +225,7 @@ class Work:
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         images, labels = self._poisoned(cell)
         model = self._blank(cell).train()
-        recipe = _adapt(self.profile.backdoor, cell)
+        recipe = _adapt(self.profile.backdoored(cell.dataset), cell)
         effort = fit(
             model,
             images,

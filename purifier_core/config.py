@@ -184,7 +184,8 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """Everything of the profile that bears on this cell, as plain values."""
         profile = PROFILES[self.profile]
-        found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": _plain(profile.backdoor)}
+        backdoor = _plain(profile.backdoored(self.dataset))
+        found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": backdoor}
         if self.defense in (*GRANULARITIES, "scratch"):
             found["purifier"] = [_plain(r) for r in self.purifier_stages()]
         elif self.defense == "abl":

@@ -61,6 +61,7 @@ class Profile:
     width: float
     threads: int | None = None  # CPU threads for one cell; a fixed number makes results equal on any core count
     backdoor: Recipe = BACKDOOR
+    backdoor_on: tuple[tuple[str, Recipe], ...] = ()  # by dataset, where it is another
     finetuning: Recipe = FINETUNING
     fine_pruning: Recipe = FINE_PRUNING
     mcr: Recipe = MCR
@@ -69,6 +70,10 @@ class Profile:
     anp: Recipe = ANP_MASKS
     anp_steps: int = ANP_STEPS
     purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
+
+    def backdoored(self, dataset: str) -> Recipe:
+        """How the backdoored model of a dataset is trained."""
+        return dict(self.backdoor_on).get(dataset, self.backdoor)
 
 
 PROFILES = {
@@ -90,6 +95,7 @@ PROFILES = {
             "full",
             1 / 8,
             backdoor=Recipe(6, 0.1, (4,)),
+            backdoor_on=(("gtsrb", Recipe(15, 0.1, (10,))),),  # fewer images: as many steps; 6 implant no backdoor
             threads=1,
             finetuning=Recipe(10, 0.01),
             fine_pruning=Recipe(10, 0.01),

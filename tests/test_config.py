@@ -196,6 +196,15 @@ def test_the_older_learning_rates_are_those_of_the_compiled_files():
     assert cell.key() != replace(cell, switches=()).key()
 
 
+def test_a_profile_may_train_longer_on_one_dataset(monkeypatch):
+    mnist, gtsrb = Cell(profile="small"), Cell("gtsrb", profile="small")
+    assert gtsrb.settings()["backdoor"]["epochs"] > mnist.settings()["backdoor"]["epochs"]
+    before = mnist.key(), gtsrb.key()
+    monkeypatch.setitem(PROFILES, "small", replace(PROFILES["small"], backdoor_on=()))
+    assert mnist.key() == before[0]
+    assert gtsrb.key() != before[1]
+
+
 def test_every_attack_on_every_dataset():
     assert len(Attacks().cells("small")) == 15
     assert {(c.attack, c.dataset) for c in Attacks(dataset="gtsrb", attack="sig").cells("small")} == {("sig", "gtsrb")}
