@@ -91,3 +91,5 @@ def test_the_anomaly_and_its_suppression(store):
     assert verdicts(store)[1] == "holds"
     save(store, undefended, 0.8, 1.0, activations=quiet)
     assert verdicts(store)[0] == "does not hold"
+    save(store, undefended, 0.8, 0.38, activations=quiet)
+    assert verdicts(store)[:2] == ["not decided: the backdoor did not take, its ASR is 38.0 %"] * 2

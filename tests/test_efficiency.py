@@ -30,6 +30,17 @@ def test_bars_divide_by_the_epochs_of_the_run():
     assert shown.loc[("MNIST", "ours"), "ANP"] == "–"
 
 
+def test_a_backdoor_that_did_not_take_is_told():
+    start = Cell(profile="small")
+    mine = [record("finetuning", 0.01, 10)]
+    for asr, told in ((0.02, True), (0.95, False)):
+        undefended = Record(
+            start, start.key(), {"fingerprint": "0" * 16, "copy": "MNIST"}, 0.9, asr, effort={"epochs": 6}
+        )
+        lines = efficiency.reading(Results(Figure13(dataset="mnist"), "small", "as asked", [*mine, undefended]))
+        assert any("before any defense ASR is 2.0 %" in line for line in lines) == told
+
+
 def test_implied_epochs_by_hand():
     table = scrutiny.implied_epochs()
     # MCR: 8.85 +- 0.005 over 0.14 +- 0.005

@@ -18,6 +18,9 @@ from purifier_core.pages.report import estimate, grouped
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
+TAKEN = 0.9
+"""The ASR from which on a backdoor counts as implanted. A weaker one decides nothing about what a trigger does."""
+
 
 def lit(layer: dict[str, Any]) -> list[int]:
     """The channels that the trigger lights beyond every class: their mean over triggered images is larger than over
@@ -80,6 +83,13 @@ def by_column(results: Results) -> dict[Column, list[Record]]:
         for (_, column), mine in grouped(results).items()
         if (found := [r for r in mine if "activations" in r.diagnostics])
     }
+
+
+def weak(results: Results) -> str:
+    """Why the figure decides nothing, where the undefended network's backdoor did not take; else empty."""
+    mine = by_column(results).get(Column("none"), [])
+    asr = sum(r.asr or 0.0 for r in mine) / len(mine) if mine else 1.0
+    return "" if asr >= TAKEN else f"not decided: the backdoor did not take, its ASR is {100 * asr:.1f} %"
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -145,6 +155,8 @@ def reading(results: Results) -> list[str]:
             f"class reaches. The triggered profile lies {100 * now['nearest']:.1f} % from that of the nearest class; "
             f"two classes lie {100 * now['between']:.1f} % apart in the median."
         )
+    if problem := weak(results):
+        lines.append(f"What a trigger does is {problem}.")
     return lines
 
 

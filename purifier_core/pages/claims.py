@@ -2,8 +2,8 @@
 
 A verdict is computed here and typed nowhere. The same rule is put to the published numbers, where there are any. The
 rules follow the words of the claims. They were written when Table 3's records at `small`, and some of Table 4's, had
-been seen; since a verdict was first computed one rule was made stricter: the best defense must lead by more than the
-interval over seeds.
+been seen. Since verdicts were first computed two rules were made stricter: the best defense must lead by more than the
+interval over seeds, and a backdoor that did not take decides nothing about what a trigger does.
 """
 
 from collections.abc import Callable, Mapping
@@ -185,17 +185,19 @@ def _best(evidence: Evidence) -> Judgement:
 
 
 def _pattern(evidence: Evidence) -> Judgement:
-    found = anomaly.by_column(look_up(Figure10(), evidence.store))
+    results = look_up(Figure10(), evidence.store)
+    found = anomaly.by_column(results)
     values = [anomaly.numbers(r.diagnostics["activations"])["excess"] for mine in found.values() for r in mine]
     if not values:
         return Judgement("a picture", "", UNDECIDED)
     mean = sum(values) / len(values)
     verdict = "holds" if mean >= EXCESS else "does not hold"
-    return Judgement("a picture", f"{100 * mean:.1f} % above every clean class", verdict)
+    return Judgement("a picture", f"{100 * mean:.1f} % above every clean class", anomaly.weak(results) or verdict)
 
 
 def _suppressed(evidence: Evidence) -> Judgement:
-    found = anomaly.by_column(look_up(Figure12(init="all"), evidence.store))
+    results = look_up(Figure12(init="all"), evidence.store)
+    found = anomaly.by_column(results)
     excess = {
         column: sum(anomaly.numbers(r.diagnostics["activations"])["excess"] for r in mine) / len(mine)
         for column, mine in found.items()
@@ -210,20 +212,22 @@ def _suppressed(evidence: Evidence) -> Judgement:
         answers[init] = UNDECIDED if value is None else bool(2 * value <= before)
         if value is not None:
             told.append(f"{init}: {100 * value:.1f} %")
-    return Judgement("a picture", "; ".join(told), by_start(answers))
+    return Judgement("a picture", "; ".join(told), anomaly.weak(results) or by_start(answers))
 
 
 CLAIMS = (
     Claim(
         "A.1, Figure 10",
         "A trigger activates the penultimate layer in a pattern of its own.",
-        f"At least {100 * EXCESS:g} % of the magnitude on triggered images lies above what any clean class reaches.",
+        f"At least {100 * EXCESS:g} % of the magnitude on triggered images lies above what any clean class reaches. "
+        f"Decided only for a backdoor with an ASR of at least {100 * anomaly.TAKEN:g} %.",
         _pattern,
     ),
     Claim(
         "A.1, Figure 12",
         "The feature-wise module suppresses this pattern.",
-        "The part above every clean class is at most half of what it is without the module.",
+        "The part above every clean class is at most half of what it is without the module. Decided under the same "
+        "condition.",
         _suppressed,
     ),
     Claim(

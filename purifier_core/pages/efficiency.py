@@ -88,6 +88,14 @@ def reading(results: Results) -> list[str]:
                 f"{_TITLES[row]} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs are "
                 f"{', '.join(full) or 'none'}; there the bar tells the number of epochs, and nothing else."
             )
+        start = [
+            r for (name, c), found in grouped(results).items() if name == row and c.defense == "none" for r in found
+        ]
+        if start and (asr := 100 * sum(r.asr or 0.0 for r in start) / len(start)) < 90:
+            lines.append(
+                f"On {_TITLES[row]} the backdoor did not take: before any defense ASR is {asr:.1f} %. Its bars tell "
+                "nothing about a defense."
+            )
     return lines or [f"No record at profile {results.shown} is there yet."]
 
 

@@ -30,6 +30,7 @@ RULES = f"""\
 - **Figure 10.** The anomaly is *seen* if at least {100 * EXCESS:g} % of the magnitude on triggered images lies above
   what any clean class reaches.
 - **Figure 11.** *Same direction* if triggered images drive the layer harder on the mean, as published.
+- **Figures 10 and 12** decide nothing where the undefended network has an ASR below {100 * anomaly.TAKEN:g} %.
 - **Figure 12.** The anomaly is *suppressed* if the part above every class is at most half of what it is without the
   module.
 - **Figure 13.** The rank correlation (Spearman's) of our bars with the published ones, in each dataset: *same order*
@@ -158,7 +159,8 @@ def _layers(results: Results) -> dict[str, dict[str, Any]]:
 def _figure10(results: Results) -> tuple[str, str, str]:
     excess = {name: anomaly.numbers(layer)["excess"] for name, layer in _layers(results).items()}["No Defense"]
     seen = "the anomaly is seen" if excess >= EXCESS else "the anomaly is not seen"
-    return "a picture, no numbers", f"{100 * excess:.1f} % of the magnitude lies above every clean class", seen
+    told = f"{100 * excess:.1f} % of the magnitude lies above every clean class"
+    return "a picture, no numbers", told, anomaly.weak(results) or seen
 
 
 def _figure11(results: Results) -> tuple[str, str, str]:
@@ -178,7 +180,8 @@ def _figure12(results: Results) -> tuple[str, str, str]:
     verdict = "<br>".join(
         f"{_code(name)}: {'suppressed' if 2 * value <= before else 'not suppressed'}" for name, value in excess.items()
     )
-    return "a picture, no numbers", f"above every class: without the module {100 * before:.1f} %<br>{shown}", verdict
+    told = f"above every class: without the module {100 * before:.1f} %<br>{shown}"
+    return "a picture, no numbers", told, anomaly.weak(results) or verdict
 
 
 def _code(label: str) -> str:
