@@ -103,6 +103,7 @@ def cost(results: Results) -> Any:
     """ASR and ACC against what the metric hides: seconds of defense, and images seen in training."""
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     sns.set_theme(style="whitegrid", context="notebook")
     found = by_column(results)
@@ -124,6 +125,9 @@ def cost(results: Results) -> Any:
     for across, label in enumerate(("seconds of defense", "images seen in training")):
         axes[1, across].set_xlabel(label)
         axes[1, across].set_xscale("log")
+        axes[1, across].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes[1, across].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes[1, across].xaxis.set_minor_formatter(NullFormatter())
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=colours[c], label=c.label) for c in columns]
     handles += [plt.Line2D([], [], marker=m, linestyle="", color="0.3", label=_TITLES[n]) for n, m in markers.items()]
     drawing.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
