@@ -13,14 +13,15 @@ import pytest
 
 from purifier_core import runner
 from purifier_core.experiments import EXPERIMENTS
+from purifier_core.experiments.supplement import SUPPLEMENT
 
 REFERENCE = Path(__file__).with_name("quick.csv")
 TOLERANCE = 0.03
 STEADY = ("none", "finetuning")
-NOTEBOOKS = [name for name in EXPERIMENTS if name != "attacks"]
+NAMES = [kind.name for kind in SUPPLEMENT]
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_from_scratch_gives_the_numbers_of_an_earlier_one(name):
     earlier = pd.read_csv(REFERENCE, comment="#", index_col="cell")
     results = runner.run(EXPERIMENTS[name](profile="quick"))  # what the notebook will find done
@@ -35,7 +36,7 @@ def test_a_run_from_scratch_gives_the_numbers_of_an_earlier_one(name):
 
 def write() -> None:
     """Write the reference from the records of this machine."""
-    records = {r.cell: r for name in NOTEBOOKS for r in runner.run(EXPERIMENTS[name](profile="quick")).records}
+    records = {r.cell: r for name in NAMES for r in runner.run(EXPERIMENTS[name](profile="quick")).records}
     lines = {str(cell): {"acc": round(r.acc or 0.0, 6), "asr": round(r.asr or 0.0, 6)} for cell, r in records.items()}
     commits = sorted({r.provenance["commit"][:9] for r in records.values() if r.provenance["commit"]})
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis("cell").sort_index()
