@@ -4,7 +4,7 @@ import pytest
 
 from purifier_core.config import GRANULARITIES
 from purifier_core.experiments.beyond import Readings, Setting
-from purifier_core.experiments.grids import Column
+from purifier_core.experiments.grids import Column, module
 from purifier_core.pages import readings
 from purifier_core.records import Record
 from purifier_core.runner import Results
@@ -24,7 +24,7 @@ def off_by(init: str, augment: bool, seed: int, acc: float, asr: float) -> list[
     return [
         record(
             Setting("mnist", "vgg16", size, augment),
-            readings.column(g, init),
+            module(g, init),
             seed,
             paper[size, g, "acc"] / 100 + acc,
             paper[size, g, "asr"] / 100 + asr,
@@ -76,7 +76,7 @@ def test_the_table_shows_every_reading_and_the_control():
 def test_the_figure_of_the_masks_is_drawn_with_and_without_records(tmp_path):
     test = {"oracle": 1.0, "wrong_mask": {"label": 0.1, "mask": 0.9}}
     setting = Setting("mnist", "vgg16", 3000)
-    mine = [record(setting, readings.column(g, "full"), 0, 0.9, 0.1, **test) for g in GRANULARITIES]
+    mine = [record(setting, module(g, "full"), 0, 0.9, 0.1, **test) for g in GRANULARITIES]
     for records in ([], mine):
         drawing = readings.figure(results(*records))
         drawing.savefig(tmp_path / "figure.png", dpi=40)

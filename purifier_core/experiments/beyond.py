@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from purifier_core.config import ATTACKS, GRANULARITIES, INITS, NO_CLEAN_DATA, PAPER_TRAIN_SIZE, Cell, one_of
-from purifier_core.experiments.grids import Column, Experiment
-from purifier_core.experiments.supplement import Table3, share, stand_in
+from purifier_core.experiments.grids import Column, Experiment, module
+from purifier_core.experiments.supplement import Table3, share
 from purifier_core.profiles import PROFILES
 
 
@@ -27,10 +27,6 @@ class Attacks(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
-
-    def note(self, profile: str) -> str:
-        """That the digits stand in where a profile has no other data."""
-        return stand_in(self.dataset, profile)
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The attacks and datasets asked for, as pairs."""
@@ -75,10 +71,6 @@ class Readings(Experiment):
         super().__post_init__()
         one_of("dataset", self.dataset, ("mnist", "cifar10", "all"))
 
-    def note(self, profile: str) -> str:
-        """That the digits stand in where a profile has no other data."""
-        return stand_in(self.dataset, profile)
-
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The settings; a profile without downloads has the smallest clean size of MNIST alone."""
         if PROFILES[profile].data == "embedded":
@@ -90,7 +82,7 @@ class Readings(Experiment):
 
     def columns(self) -> list[Column]:
         """The control, and every module from every start."""
-        return [Column("scratch"), *(Column(g, (("init", i),)) for i in INITS for g in GRANULARITIES)]
+        return [Column("scratch"), *(module(g, i) for i in INITS for g in GRANULARITIES)]
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of ACC and ASR."""

@@ -33,6 +33,11 @@ class Column:
         return LABELS[self.defense] + (f" ({init})" if init else "")
 
 
+def module(granularity: str, init: str) -> Column:
+    """The column of a Purifier module from a start."""
+    return Column(granularity, (("init", init),))
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What every table and figure is: columns of defenses, and rows. The fields are the parameters.
@@ -75,8 +80,10 @@ class Experiment:
         return self
 
     def note(self, profile: str) -> str:
-        """What a profile has other than the paper, beyond its size; empty where nothing."""
-        return ""
+        """That the digits stand in for other datasets, at a profile that has nothing else; empty where they do not."""
+        if getattr(self, "dataset", "mnist") == "mnist" or PROFILES[profile].data != "embedded":
+            return ""
+        return f" Profile {profile} has no CIFAR-10 or GTSRB: 5,000 MNIST digits stand in."
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The values of the axis that were asked for and that a profile has, in order."""
@@ -132,7 +139,7 @@ class Table(Experiment):
     def columns(self) -> list[Column]:
         """The columns asked for: the paper's order, Purifier's three once for each init."""
         plain = [Column(m) for m in self.methods if m not in GRANULARITIES]
-        return plain + [Column(m, (("init", i),)) for i in self.init for m in self.methods if m in GRANULARITIES]
+        return plain + [module(m, i) for i in self.init for m in self.methods if m in GRANULARITIES]
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one number of the table."""

@@ -4,15 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from purifier_core.config import COMPARED, INITS, PAPER_TRAIN_SIZE, Cell, one_of, parse_names
-from purifier_core.experiments.grids import Column, Experiment, Table
+from purifier_core.experiments.grids import Column, Experiment, Table, module
 from purifier_core.profiles import PROFILES
-
-
-def stand_in(dataset: str, profile: str) -> str:
-    """That the digits stand in for other datasets, at a profile that has nothing else."""
-    if dataset == "mnist" or PROFILES[profile].data != "embedded":
-        return ""
-    return f" Profile {profile} has no CIFAR-10 or GTSRB: 5,000 MNIST digits stand in."
 
 
 def share(clean_size: int, dataset: str) -> int:
@@ -78,10 +71,6 @@ class Figure13(Table):
         super().__post_init__()
         one_of("dataset", self.dataset, (*self.every, "all"))
 
-    def note(self, profile: str) -> str:
-        """That the digits stand in where a profile has no other data."""
-        return stand_in(self.dataset, profile)
-
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The datasets asked for; a profile without downloads has MNIST alone."""
         return ("mnist",) if PROFILES[profile].data == "embedded" else super().rows(profile)
@@ -107,10 +96,6 @@ class Activations(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("dataset", self.dataset, ("auto", *PAPER_TRAIN_SIZE))
-
-    def note(self, profile: str) -> str:
-        """That the digits stand in where a profile has no other data."""
-        return stand_in(self.dataset, profile)
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The one dataset; a profile without downloads has MNIST alone."""
@@ -169,7 +154,7 @@ class Figure12(Figure10):
 
     def columns(self) -> list[Column]:
         """The undefended network, and the feature-wise module once for each init."""
-        return [Column("none"), *(Column("feature", (("init", i),)) for i in self.init)]
+        return [Column("none"), *(module("feature", i) for i in self.init)]
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of panels."""

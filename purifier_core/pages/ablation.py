@@ -59,8 +59,7 @@ def table(results: Results) -> pd.DataFrame:
                 means = [
                     100 * sum(getattr(r, metric) for r in side) / len(side) for side in zip(*both[change], strict=True)
                 ]
-                half = "" if value.half_width is None else f" ± {value.half_width:.1f}"
-                sides = [f"{means[0]:.1f}", f"{means[1]:.1f}", f"{value.mean:+.1f}{half}"]
+                sides = [f"{means[0]:.1f}", f"{means[1]:.1f}", value.text(sign="+")]
             heads = (f"{metric.upper()} {what}" for what in ("without", "with", "difference"))
             line |= dict(zip(heads, sides, strict=True))
         lines[label(change)] = line

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifier_core.config import LABELS
 from purifier_core.experiments.grids import Column
 from purifier_core.pages.report import estimate, grouped
 from purifier_core.records import Record, published
@@ -117,7 +116,7 @@ def table(results: Results) -> pd.DataFrame:
             each = [numbers(r.diagnostics["activations"]) for r in mine]
             shown = {n: _mean(mine, [100 * e[n] for e in each], 1) for n in each[0]}
             asr = _mean(mine, [100 * (r.asr or 0.0) for r in mine], 1)
-            lines[_name(column)] = {"asr": asr} | shown
+            lines[column.label] = {"asr": asr} | shown
         heads = {
             "asr": "ASR, %",
             "channels": "channels lit beyond every class, %",
@@ -137,7 +136,7 @@ def reading(results: Results) -> list[str]:
         return [f"No record of this figure at profile {results.shown} is there yet."]
     lines = []
     for column, mine in found.items():
-        layer, name = mine[0].diagnostics["activations"], _name(column)
+        layer, name = mine[0].diagnostics["activations"], column.label
         seed = f"profile {results.shown}, seed {mine[0].cell.seed}"
         if results.experiment.name == "figure11":
             now, stated = map_numbers(layer["clean_map"], layer["triggered_map"]), map_numbers(*published_maps())
@@ -194,7 +193,7 @@ def _profiles(results: Results) -> Any:
             bars, dots = (np.asarray(layer[name])[order] / top for name in (fed, other))
             axis.bar(places, bars, width=1.0, color=series[fed][1], alpha=0.75, linewidth=0)
             axis.scatter(places, dots, s=90 / len(order) ** 0.5, color=series[other][1], linewidth=0)
-            axis.set_title(f"{_name(column)}, fed {series[fed][0]}", loc="left", fontsize=11)
+            axis.set_title(f"{column.label}, fed {series[fed][0]}", loc="left", fontsize=11)
             axis.set_xlabel(f"{len(order)} channels, by their magnitude in this panel", fontsize=10)
             axis.set_xlim(-1, len(order))
         line[0].set_ylabel("magnitude / largest")
@@ -228,12 +227,6 @@ def _maps(results: Results) -> Any:
     return drawing
 
 
-def _name(column: Column) -> str:
-    return LABELS["none"] if column.defense == "none" else column.label
-
-
 def _mean(records: list[Record], values: list[float], digits: int = 2) -> str:
     """The mean over seeds, with the 95 % interval where there are two or more."""
-    found = estimate({r.cell.seed: v / 100 for r, v in zip(records, values, strict=True)})
-    spread = "" if found.half_width is None else f" ± {found.half_width:.{digits}f}"
-    return f"{found.mean:.{digits}f}{spread}"
+    return estimate({r.cell.seed: v / 100 for r, v in zip(records, values, strict=True)}).text(digits)

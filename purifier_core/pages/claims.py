@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.config import GRANULARITIES, INITS, LABELS
-from purifier_core.experiments.grids import Column
+from purifier_core.experiments.grids import Column, module
 from purifier_core.experiments.supplement import Figure10, Figure12, Table3, Table4
 from purifier_core.pages import anomaly
 from purifier_core.pages.overview import EXCESS
@@ -110,7 +110,7 @@ def _modules(evidence: Evidence, results: Results, names: tuple[str, ...], rule:
     answers: dict[str, bool | str] = {}
     told = []
     for init in INITS:
-        values = {g: evidence.ours(results, Column(g, (("init", init),))) for g in names}
+        values = {g: evidence.ours(results, module(g, init)) for g in names}
         if any(v is None for v in values.values()):
             answers[init] = UNDECIDED
             continue
@@ -170,7 +170,7 @@ def _best(evidence: Evidence) -> Judgement:
     told = [f"others: {LABELS[rival[0].defense]} ({estimate(rival[1]).mean:.1f})"] if rival else []
     answers: dict[str, bool | str] = {}
     for init in INITS:
-        first = leader([Column(g, (("init", init),)) for g in GRANULARITIES])
+        first = leader([module(g, init) for g in GRANULARITIES])
         both = {s: first[1][s] - rival[1][s] for s in first[1].keys() & rival[1].keys()} if first and rival else {}
         if not both or not first:
             answers[init] = UNDECIDED
@@ -208,7 +208,7 @@ def _suppressed(evidence: Evidence) -> Judgement:
     answers: dict[str, bool | str] = {}
     told = [f"without the module {100 * before:.1f} %"]
     for init in INITS:
-        value = excess.get(Column("feature", (("init", init),)))
+        value = excess.get(module("feature", init))
         answers[init] = UNDECIDED if value is None else bool(2 * value <= before)
         if value is not None:
             told.append(f"{init}: {100 * value:.1f} %")

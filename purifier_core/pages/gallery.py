@@ -34,9 +34,7 @@ def table(results: Results) -> pd.DataFrame:
         mine = found.get((attack, dataset), [])
         for metric in METRICS:
             value = estimate({r.cell.seed: getattr(r, metric) for r in mine}) if mine else None
-            shown = "missing" if value is None else f"{value.mean:.2f}"
-            if value and value.half_width is not None:
-                shown += f" ± {value.half_width:.2f}"
+            shown = "missing" if value is None else value.text(2)
             lines.setdefault((TITLES[dataset], metric.upper()), {})[LABELS[attack]] = shown
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["dataset", "%"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import GRANULARITIES
+from purifier_core.config import GRANULARITIES, LABELS
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.supplement import SUPPLEMENT
 from purifier_core.pages import anomaly, efficiency
@@ -39,7 +39,7 @@ RULES = f"""\
 
 
 def table(store: Store | None = None) -> pd.DataFrame:
-    """One line for each table and figure; the index is its name, and `where` the path of its page."""
+    """One line for each table and figure; the index is its name."""
     lines = {}
     for kind in SUPPLEMENT:
         results = look_up(kind(), store)
@@ -135,7 +135,7 @@ def _table(results: Results) -> tuple[str, str, str]:
     for column in results.experiment.columns():
         group = dict(column.switches)["init"] if column.defense in GRANULARITIES else "compared"
         for row in results.experiment.rows(results.profile):
-            values = [(ours.get((row, column, m)), paper.get((row, column.label.split(" (")[0], m))) for m in METRICS]
+            values = [(ours.get((row, column, m)), paper.get((row, LABELS[column.defense], m))) for m in METRICS]
             pairs = [(mine.mean, stated) for mine, stated in values if mine is not None and stated is not None]
             if len(pairs) == len(METRICS):
                 near.setdefault(group, []).append(all(abs(a - b) <= NEAR for a, b in pairs))

@@ -6,9 +6,11 @@ import pandas as pd
 
 from purifier_core.config import GRANULARITIES, INITS, LABELS
 from purifier_core.experiments.beyond import Setting
-from purifier_core.experiments.grids import Column
+from purifier_core.experiments.grids import Column, module
+from purifier_core.experiments.supplement import Table3
+from purifier_core.pages import report
 from purifier_core.pages.report import METRICS, TITLES, Estimate, estimate, estimates, grouped
-from purifier_core.records import Record, published
+from purifier_core.records import Record
 from purifier_core.runner import Results
 
 _NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
@@ -23,19 +25,9 @@ def setting_label(setting: Setting) -> str:
 
 def paper_values() -> dict[tuple[int, str, str], float]:
     """Table 3's published percentages of Purifier by (clean size, granularity, metric)."""
-    table = published("table3")
     names = {LABELS[g]: g for g in GRANULARITIES}
-    return {
-        (row.clean_size, names[row.method], metric): getattr(row, f"{metric}_percent")
-        for row in table.itertuples()
-        for metric in METRICS
-        if row.method in names
-    }
-
-
-def column(granularity: str, init: str) -> Column:
-    """The column of a module from a start."""
-    return Column(granularity, (("init", init),))
+    every = report.paper_values(Table3())
+    return {(size, names[m], metric): value for (size, m, metric), value in every.items() if m in names}
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -53,7 +45,7 @@ def table(results: Results) -> pd.DataFrame:
             known = setting.dataset == "mnist" and None not in stated
             lines[setting_label(setting), LABELS[granularity]] = {
                 "published": " / ".join(f"{value:.1f}" for value in stated) if known else "–",
-                **{init: pair(setting, column(granularity, init)) for init in INITS},
+                **{init: pair(setting, module(granularity, init)) for init in INITS},
                 "from scratch": pair(setting, Column("scratch")),
             }
     frame = pd.DataFrame.from_dict(lines, orient="index")
@@ -71,7 +63,7 @@ def distances(results: Results) -> dict[tuple[str, bool, str], Estimate]:
     for augment in (True, False):
         rows = [r for r in results.experiment.rows(results.profile) if r.dataset == "mnist" and r.augment == augment]
         for init in INITS:
-            pairs = {(r, g): found.get((r, column(g, init)), []) for r in rows for g in GRANULARITIES}
+            pairs = {(r, g): found.get((r, module(g, init)), []) for r in rows for g in GRANULARITIES}
             seeds = [{record.cell.seed for record in mine} for mine in pairs.values()]
             whole = sorted(set.intersection(*seeds)) if seeds else []
             for metric in METRICS if whole else ():
@@ -91,7 +83,7 @@ def distance_table(results: Results) -> pd.DataFrame:
     readings = sorted({(i, a) for i, a, _ in gaps}, key=lambda r: sum(gaps[*r, m].mean for m in METRICS))
     lines = {
         (init, "augmented" if augment else "not augmented"): {
-            metric.upper(): _spread(gaps[init, augment, metric]) for metric in METRICS
+            metric.upper(): gaps[init, augment, metric].text() for metric in METRICS
         }
         for init, augment in readings
     }
@@ -99,10 +91,6 @@ def distance_table(results: Results) -> pd.DataFrame:
     if lines:
         frame.index = pd.MultiIndex.from_tuples(list(lines), names=["init", "clean images"])
     return frame
-
-
-def _spread(value: Estimate) -> str:
-    return f"{value.mean:.1f}" + ("" if value.half_width is None else f" ± {value.half_width:.1f}")
 
 
 def trend(results: Results) -> pd.DataFrame:
@@ -113,13 +101,11 @@ def trend(results: Results) -> pd.DataFrame:
     for g in GRANULARITIES:
         line = {"published": f"{paper[6000, g, 'acc'] - paper[3000, g, 'acc']:+.2f}"}
         for init in INITS:
-            small, large = ({r.cell.seed: r.acc or 0.0 for r in found.get((e, column(g, init)), [])} for e in ends)
+            small, large = ({r.cell.seed: r.acc or 0.0 for r in found.get((e, module(g, init)), [])} for e in ends)
             both = {seed: large[seed] - small[seed] for seed in small.keys() & large.keys()}
             line[init] = "missing"
             if both:
-                value = estimate(both)
-                half = "" if value.half_width is None else f" ± {value.half_width:.2f}"
-                line[init] = f"{value.mean:+.2f}{half}"
+                line[init] = estimate(both).text(2, "+")
         lines[LABELS[g]] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -140,7 +126,7 @@ def reading(results: Results) -> list[str]:
     ours = estimates(results)
     for setting in results.experiment.rows(results.profile):
         alone = ours.get((setting, Column("scratch"), "acc"))
-        best = {g: value.mean for g in GRANULARITIES if (value := ours.get((setting, column(g, "random"), "acc")))}
+        best = {g: value.mean for g in GRANULARITIES if (value := ours.get((setting, module(g, "random"), "acc")))}
         if alone and best:
             name = max(best, key=lambda g: best[g])
             lines.append(
@@ -152,10 +138,10 @@ def reading(results: Results) -> list[str]:
 
 def masks(results: Results, setting: Setting) -> dict[tuple[str, str], list[Record]]:
     """The records with the test of the wrong mask, by (granularity, init)."""
-    found = {}
+    found, every = {}, grouped(results)
     for g in GRANULARITIES:
         for init in INITS:
-            mine = grouped(results).get((setting, column(g, init)), [])
+            mine = every.get((setting, module(g, init)), [])
             if with_test := [r for r in mine if "wrong_mask" in r.diagnostics.get("clean", {})]:
                 found[g, init] = with_test
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from purifier_core.config import LABELS
 from purifier_core.experiments.grids import Column, Experiment
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
@@ -24,6 +25,11 @@ class Estimate:
     mean: float
     half_width: float | None
     seeds: tuple[int, ...]
+
+    def text(self, digits: int = 1, sign: str = "") -> str:
+        """The mean, and the interval where there is one; `sign` "+" shows it also where the mean is positive."""
+        spread = "" if self.half_width is None else f" ± {self.half_width:.{digits}f}"
+        return f"{self.mean:{sign}.{digits}f}{spread}"
 
 
 def estimate(values: dict[int, float]) -> Estimate:
@@ -83,10 +89,6 @@ def row_label(experiment: Experiment, row: Any) -> str:
     return f"{row} clean images" if experiment.axis == "clean_size" else f"poison ratio {100 * row:g} %"
 
 
-def _paper(column: Column) -> str:
-    return column.label.split(" (")[0]
-
-
 def table(results: Results) -> pd.DataFrame:
     """For each row of the axis and each metric the published line, ours with its interval, and ours minus published.
 
@@ -100,7 +102,7 @@ def table(results: Results) -> pd.DataFrame:
             lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "±95 %": {}, "difference": {}}
             for column in results.experiment.columns():
                 head = column.label
-                value, stated = ours.get((row, column, metric)), paper.get((row, _paper(column), metric))
+                value, stated = ours.get((row, column, metric)), paper.get((row, LABELS[column.defense], metric))
                 lines["published"][head] = "–" if stated is None else f"{stated:.2f}"
                 lines["ours"][head] = "missing" if value is None else f"{value.mean:.2f}"
                 half = None if value is None else value.half_width
@@ -148,8 +150,7 @@ def glued(results: Results) -> dict[str, Any]:
     """The values that the book's prose takes from this table, in percent; nan if missing.
 
     Table 3's are named t3_<defense>[_<init>]_acc and ..._asr, the paper's t3_published_<defense>_acc, the figure
-    t3_figure, and Table 4's t4_...; they belong to the row that the
-    notebook shows by default.
+    t3_figure, and Table 4's t4_...; they belong to the row that the notebook shows by default.
     """
     experiment, ours, paper = results.experiment, estimates(results), paper_values(results.experiment)
     prefix = "t" + experiment.name.removeprefix("table")
@@ -165,7 +166,7 @@ def glued(results: Results) -> dict[str, Any]:
         for metric in METRICS:
             value = ours.get((usual, column, metric))
             values[f"{name}_{metric}"] = math.nan if value is None else value.mean
-            stated = paper.get((usual, _paper(column), metric), math.nan)
+            stated = paper.get((usual, LABELS[column.defense], metric), math.nan)
             values[f"{prefix}_published_{column.defense}_{metric}"] = stated
     return values
 
@@ -209,9 +210,9 @@ def reading(results: Results) -> list[str]:
         f"{', '.join(high) or 'none'}."
     ]
     gaps = {
-        c: max(abs(value - paper[row, _paper(c), metric]) for metric, value in zip(METRICS, pair, strict=True))
+        c: max(abs(value - paper[row, LABELS[c.defense], metric]) for metric, value in zip(METRICS, pair, strict=True))
         for c, pair in shown.items()
-        if (row, _paper(c), "acc") in paper
+        if (row, LABELS[c.defense], "acc") in paper
     }
     if gaps:
         near = [c.label for c, gap in gaps.items() if gap <= 2]
@@ -237,7 +238,7 @@ def figure(results: Results) -> Any:
     )
     for axis, metric, title in zip(axes, METRICS, ("ACC: higher is better", "ASR: lower is better"), strict=True):
         for place, column in enumerate(columns):
-            value, stated = ours.get((row, column, metric)), paper.get((row, _paper(column), metric))
+            value, stated = ours.get((row, column, metric)), paper.get((row, LABELS[column.defense], metric))
             if value is not None and stated is not None:
                 axis.plot([stated, value.mean], [place, place], color="0.7", linewidth=2, zorder=1)
             if stated is not None:
