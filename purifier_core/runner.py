@@ -61,14 +61,14 @@ def records_only() -> bool:
     return os.environ.get("PURIFIER_RECORDS_ONLY", "") not in ("", "0")
 
 
-def resolve_profile(experiment: Experiment, store: Store) -> tuple[str, str, str]:
+def resolve_profile(experiment: Experiment, store: Store, reading: bool) -> tuple[str, str, str]:
     """The profile to use, why, and in the book the profile that fills its gaps.
 
     "auto" is paper on a GPU, else quick; the book, which computes nothing, takes paper's records, else small's.
     """
     if experiment.profile != "auto":
         return experiment.profile, "as asked", ""
-    if records_only():
+    if reading:
         # quick's records are no one's but this machine's; the book is made of committed ones
         there = [name for name in ("paper", "small") if any(map(store.find, experiment.whole().cells(name)))]
         if len(there) == 2:
@@ -96,11 +96,15 @@ def widened(experiment: Experiment, profile: str, done: set[Cell]) -> Experiment
     return replace(whole, seeds=[seed for seed in seeds if begun(seed)] or experiment.seeds)
 
 
-def look_up(experiment: Experiment, store: Store | None = None) -> Results:
-    """The experiment's records as they are; nothing is computed. The book widens it to all that is recorded."""
+def look_up(experiment: Experiment, store: Store | None = None, reading: bool = False) -> Results:
+    """The experiment's records as they are; nothing is computed.
+
+    The book, and whoever is only `reading`, gets it widened to all that is recorded.
+    """
     store = store or Store()
-    profile, reason, filler = resolve_profile(experiment, store)
-    if records_only():
+    reading = reading or records_only()
+    profile, reason, filler = resolve_profile(experiment, store, reading)
+    if reading:
         done = {record.cell for record in store.all() if not (record.failed or record.stale)}
         experiment = widened(experiment, profile, done)
     results = Results(experiment, profile, reason, filler=filler)

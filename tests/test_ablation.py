@@ -1,5 +1,7 @@
 """One switch at a time: which cells are compared, and the paired differences, by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from purifier_core.config import SWITCHES, ConfigError
@@ -56,6 +58,24 @@ def test_an_effect_within_its_interval_does_not_matter():
     found = ablation.effects(results(*mine))
     assert found[STEPS, "asr"].mean == pytest.approx(20)
     assert not ablation.matters(found[STEPS, "asr"])
+
+
+def test_another_choice_of_threshold_is_read_off_the_sweep():
+    sweep = {"0.10": {"acc": 0.99, "asr": 1.0}, "0.20": {"acc": 0.95, "asr": 0.1}, "0.90": {"acc": 0.1, "asr": 0.0}}
+    chosen = replace(record(STEPS, WITHOUT, 0, 0.99, 1.0), diagnostics={"sweep": sweep})
+    found = ablation.effects(results(chosen))
+    assert found[ablation.ANP_POINT, "acc"].mean == pytest.approx(-4)
+    assert found[ablation.ANP_POINT, "asr"].mean == pytest.approx(-90)
+    assert list(ablation.table(results(chosen)).loc["anp_point=test: ANP"])[-3:] == ["100.0", "10.0", "-90.0"]
+
+
+def test_the_learning_rates_stand_side_by_side():
+    change = Change("purifier_lr", "older", "cube")
+    mine = [record(change, WITHOUT, s, 0.7, 0.1) for s in (0, 1)] + [record(change, WITH, 0, 0.6, 0.9)]
+    table = ablation.rates(results(*mine))
+    assert list(table.index) == ["Channel", "Cube", "Feature"]
+    assert list(table.loc["Cube"]) == ["70.0 ± 0.0 / 10.0 ± 0.0", "60.0 / 90.0"]
+    assert list(table.loc["Feature"]) == ["missing", "missing"]
 
 
 def test_the_forest_plot_is_drawn_with_and_without_records(tmp_path):

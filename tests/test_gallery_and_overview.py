@@ -75,5 +75,5 @@ def test_progress_and_cost_count_every_cell_once(store):
     progress = overview.progress(store)
     assert progress.loc[("table3", "small"), "done"] == 1
     assert progress.loc[("figure13", "small"), "seconds"] == 3600
-    assert "took 1.0 hours of one process, and 185 are missing" in overview.one_seed("small", store)
+    assert "took 1.0 hours of one process, and 165 are missing" in overview.one_seed("small", store)
     assert list(overview.origins(store).records) == ["1"] * 5

@@ -27,7 +27,7 @@ def test_isolation_is_told_seed_by_seed_beside_chance():
 
 def test_units_are_means_over_seeds_in_percent():
     cells = [Cell("mnist", "vgg16", "badnets", 0.05, "channel", 3000, seed, "small") for seed in (0, 1)]
-    hit = {"heads": [0.2], "first_head_agreement": 0.5, "oracle": 0.0}
+    hit = {"heads": [0.2, 0.4], "first_head_agreement": 0.5, "oracle": 0.0}
     mine = [
         record(c, acc, clean={"heads": [acc, 0.1], "first_head_agreement": 1.0, "oracle": 0.75}, triggered=hit)
         for c, acc in zip(cells, (0.8, 0.9), strict=True)
@@ -36,8 +36,10 @@ def test_units_are_means_over_seeds_in_percent():
     assert list(table.index) == [("5 %", "Channel (full)")]
     assert table.iloc[0].to_dict() == {
         "ACC": "85.0",
-        "first head's ACC": "85.0",
+        "heads' ACC": "85.0 / 10.0",
         "agrees with first head, clean": "100.0",
-        "agrees, triggered": "50.0",
         "oracle-mask ACC": "75.0",
+        "ASR": "10.0",
+        "heads' ASR": "20.0 / 40.0",
+        "agrees, triggered": "50.0",
     }

@@ -64,7 +64,15 @@ def test_notebook_parameters_are_the_experiments(name):
     given.pop("__builtins__")
     assert given == {f.name: f.default for f in fields(EXPERIMENTS[name])}
     assert "from_notebook" in code[1].source
-    assert not any(c.outputs for c in code), "notebooks are committed without outputs; the book executes them"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs_and_checks_its_parameters(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert "parameters" in code[0].metadata.tags
+    assert re.search("from_notebook|experiments.parameters", code[1].source)
+    assert not any(c.outputs for c in code), "the book executes them"
     assert notebook.metadata.kernelspec.name == "python3"
 
 

@@ -40,21 +40,29 @@ def results(*records: Record) -> Results:
 
 def test_distance_is_the_mean_absolute_difference_over_modules_and_sizes():
     mine = results(*off_by("full", True, 0, 0.01, 0.9), *off_by("full", True, 1, -0.03, 0.9))
-    found = readings.distances(mine)
-    assert set(found) == {("full", True, "acc"), ("full", True, "asr")}
-    assert found["full", True, "acc"].mean == pytest.approx(2)  # one seed above, one below: no cancelling
-    assert found["full", True, "asr"].mean == pytest.approx(90)
-    assert found["full", True, "acc"].seeds == (0, 1)
+    found = readings.distances(mine, [Setting("mnist", "vgg16", size) for size in (6000, 4500, 3000)])
+    assert set(found) == {("full", "acc"), ("full", "asr")}
+    assert found["full", "acc"].mean == pytest.approx(2)  # one seed above, one below: no cancelling
+    assert found["full", "asr"].mean == pytest.approx(90)
+    assert found["full", "acc"].seeds == (0, 1)
 
 
 def test_a_seed_with_a_gap_has_no_distance():
-    assert readings.distances(results(*off_by("full", True, 0, 0.01, 0.9)[:-1])) == {}
+    mine = results(*off_by("full", True, 0, 0.01, 0.9)[:-1])
+    assert readings.distances(mine, [Setting("mnist", "vgg16", 6000), Setting("mnist", "vgg16", 3000)]) == {}
 
 
 def test_the_nearest_reading_is_named():
     mine = results(*off_by("full", True, 0, 0.0, 0.9), *off_by("random", False, 0, 0.01, 0.005))
-    assert list(readings.distance_table(mine).index) == [("random", "not augmented"), ("full", "augmented")]
-    assert "init=random with the clean images not augmented" in readings.reading(mine)[0]
+    mine.records += off_by("partial", True, 0, 0.0, 0.1)
+    assert list(readings.distance_table(mine).index) == [
+        ("6,000, 4,500, 3,000", "partial"),
+        ("6,000, 4,500, 3,000", "full"),
+        ("3,000", "partial"),
+        ("3,000", "full"),
+        ("3,000, not augmented", "random"),
+    ]
+    assert readings.reading(mine)[2].startswith("3,000, not augmented clean images: nearest")
 
 
 def test_trend_is_the_gain_from_the_smallest_to_the_largest_size():
@@ -71,6 +79,18 @@ def test_the_table_shows_every_reading_and_the_control():
     assert list(line) == ["89.5 / 2.0", "missing", "missing", "89.5 / 2.0", "97.5 / 0.4"]
     assert table.loc[("CIFAR-10, ResNet-18, 2,500", "Cube"), "published"] == "–"
     assert any("trained on the clean images alone reaches an ACC of 97.5 %" in s for s in readings.reading(mine))
+
+
+def test_cube_is_set_beside_its_first_head_and_the_published_value():
+    augmented, plain = (Setting("mnist", "vgg16", 3000, augment) for augment in (True, False))
+    mine = [record(s, module("cube", "random"), 0, 0.75, 0.0, heads=[0.75]) for s in (augmented, plain)]
+    mine.append(record(Setting("cifar10", "vgg16", 2500), module("cube", "full"), 0, 0.25, 0.0, heads=[0.5]))
+    assert readings.cube(results(*mine)) == [
+        "MNIST, VGG-16, 3,000: Cube's ACC in percent: random 75.0 (its first head alone 75.0); published 89.5.",
+        "MNIST, VGG-16, 3,000, not augmented: Cube's ACC in percent: random 75.0 (its first head alone 75.0); "
+        "published 89.5.",
+        "CIFAR-10, VGG-16, 2,500: Cube's ACC in percent: full 25.0 (its first head alone 50.0).",
+    ]
 
 
 def test_the_figure_of_the_masks_is_drawn_with_and_without_records(tmp_path):

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -23,6 +23,11 @@ def from_notebook(name: str, namespace: Mapping[str, Any]) -> Experiment:
     """
     kind = EXPERIMENTS[one_of("experiment", name, EXPERIMENTS)]
     known = sorted((f.name for f in fields(kind)), key=lambda name: name != kind.axis)  # the axis first
+    return kind(**parameters(name, namespace, known))
+
+
+def parameters(name: str, namespace: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """The variables of a notebook, when all of them are known; otherwise a ConfigError."""
     hidden = {"In", "Out", "get_ipython", "exit", "quit", "open"}
     given = {
         k: v
@@ -33,4 +38,4 @@ def from_notebook(name: str, namespace: Mapping[str, Any]) -> Experiment:
         close = difflib.get_close_matches(unknown, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{unknown!r} is not a parameter of {name}; its parameters: {', '.join(known)}.{hint}")
-    return kind(**given)
+    return given

@@ -1,17 +1,25 @@
 """What each behaviour of the released code changes, one at a time: differences paired by seed, and a forest plot."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from purifier_core.config import LABELS, SWITCHES
 from purifier_core.experiments.beyond import WITH, WITHOUT, Change
-from purifier_core.pages.report import METRICS, Estimate, estimate, grouped
+from purifier_core.pages.report import METRICS, Estimate, estimate, estimates, grouped
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
 MATTERS = 1.0
 """A change of fewer percentage points than this is listed as without effect, if its interval says so too."""
+
+ANP_POINT = Change("anp_point", "test", "anp")
+"""Not a cell of its own: every record of ANP holds ACC and ASR at all thresholds, so another choice is a look-up."""
+
+_ABOUT = {name: switch.about for name, switch in SWITCHES.items()} | {
+    ANP_POINT.switch: "which threshold: held-out drop, or the largest ACC - ASR on the test set, where both are seen"
+}
 
 
 def label(change: Change) -> str:
@@ -29,7 +37,15 @@ def pairs(results: Results) -> dict[Change, list[tuple[Record, Record]]]:
         both = [(r, after[r.cell.seed]) for r in found.get((change, WITHOUT), []) if r.cell.seed in after]
         if both:
             every[change] = both
-    return every
+        if change.defense == "anp" and ANP_POINT not in every:
+            every[ANP_POINT] = [(r, on_test(r)) for r in found.get((change, WITHOUT), []) if "sweep" in r.diagnostics]
+    return {change: both for change, both in every.items() if both}
+
+
+def on_test(record: Record) -> Record:
+    """A record of ANP at the threshold with the largest ACC - ASR on the test set."""
+    best = max(record.diagnostics["sweep"].values(), key=lambda point: point["acc"] - point["asr"])
+    return replace(record, acc=best["acc"], asr=best["asr"])
 
 
 def effects(results: Results) -> dict[tuple[Change, str], Estimate]:
@@ -50,8 +66,8 @@ def table(results: Results) -> pd.DataFrame:
     """A line for each change: ACC and ASR without and with it, and the difference with its interval, as text."""
     found, both = effects(results), pairs(results)
     lines = {}
-    for change in results.experiment.rows(results.profile):
-        line: dict[str, str] = {"what it does": SWITCHES[change.switch].about, "seeds": str(len(both.get(change, [])))}
+    for change in dict.fromkeys([*both, *results.experiment.rows(results.profile)]):
+        line: dict[str, str] = {"what it does": _ABOUT[change.switch], "seeds": str(len(both.get(change, [])))}
         for metric in METRICS:
             value = found.get((change, metric))
             sides = ["missing", "missing", "missing"]
@@ -79,6 +95,19 @@ def reading(results: Results) -> list[str]:
         f"there is one: {'; '.join(map(label, moved)) or 'none'}.",
         f"Does not: {'; '.join(map(label, still)) or 'none'}.",
     ]
+
+
+def rates(results: Results) -> pd.DataFrame:
+    """The learning-rate question: ACC / ASR in percent of each module from the backdoored model, with either rates."""
+    ours, lines = estimates(results), {}
+    for change in results.experiment.rows(results.profile):
+        if change.switch == "purifier_lr":
+            sides = {}
+            for column, name in ((WITHOUT, "released: 0.01, 0.01"), (WITH, "older: 0.001 falling, then 0.008")):
+                pair = [ours.get((change, column, metric)) for metric in METRICS]
+                sides[name] = " / ".join(value.text() for value in pair if value) or "missing"
+            lines[LABELS[change.defense]] = sides
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def figure(results: Results) -> Any:

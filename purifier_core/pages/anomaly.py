@@ -20,6 +20,9 @@ from purifier_core.runner import Results
 TAKEN = 0.9
 """The ASR from which on a backdoor counts as implanted. A weaker one decides nothing about what a trigger does."""
 
+EXCESS = 0.05
+"""The part of the triggered magnitude above every clean class from which on the anomaly of Figure 10 counts as seen."""
+
 
 def lit(layer: dict[str, Any]) -> list[int]:
     """The channels that the trigger lights beyond every class: their mean over triggered images is larger than over
@@ -50,7 +53,7 @@ def numbers(layer: dict[str, Any]) -> dict[str, float]:
         "channels": len(chosen) / len(layer["triggered"]),
         "share": part["triggered"],
         "clean_share": part["clean"],
-        "excess": sum(layer["triggered"][c] - peak[c] for c in chosen) / sum(layer["triggered"]),
+        "excess": float(sum(layer["triggered"][c] - peak[c] for c in chosen)) / sum(layer["triggered"]),
         "nearest": min(distance(layer["triggered"], profile) for profile in classes),
         "between": median(distance(a, b) for a, b in combinations(classes, 2)),
     }
@@ -89,6 +92,22 @@ def weak(results: Results) -> str:
     mine = by_column(results).get(Column("none"), [])
     asr = sum(r.asr or 0.0 for r in mine) / len(mine) if mine else 1.0
     return "" if asr >= TAKEN else f"not decided: the backdoor did not take, its ASR is {100 * asr:.1f} %"
+
+
+def excess(results: Results) -> dict[Column, float]:
+    """The part of the triggered magnitude that lies above what any class reaches, by column, a mean over seeds."""
+    every = {c: [numbers(r.diagnostics["activations"])["excess"] for r in m] for c, m in by_column(results).items()}
+    return {column: sum(values) / len(values) for column, values in every.items()}
+
+
+def seen(part: float) -> bool:
+    """Whether a trigger shows itself by this excess."""
+    return part >= EXCESS
+
+
+def suppressed(before: float, after: float) -> bool:
+    """Whether a module leaves at most half of the excess."""
+    return 2 * after <= before
 
 
 def table(results: Results) -> pd.DataFrame:

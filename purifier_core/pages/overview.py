@@ -6,7 +6,6 @@ The rules are in `RULES`, in words, and are shown beside what they decide.
 import platform
 from collections import Counter
 from importlib import metadata
-from typing import Any
 
 import pandas as pd
 
@@ -20,15 +19,14 @@ from purifier_core.records import Record, Store
 from purifier_core.runner import Results, look_up, widened
 
 NEAR = 2.0
-EXCESS = 0.05
 
 RULES = f"""\
 - **Tables 3 and 4.** A pair of ACC and ASR is *near* if both lie within {NEAR:g} percentage points of the mean over our
   seeds. Counted over all rows, apart for the *compared* defenses (and the undefended model) and for Purifier under each
   `init`: *reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at
   none.
-- **Figure 10.** The anomaly is *seen* if at least {100 * EXCESS:g} % of the magnitude on triggered images lies above
-  what any clean class reaches.
+- **Figure 10.** The anomaly is *seen* if at least {100 * anomaly.EXCESS:g} % of the magnitude on triggered images lies
+  above what any clean class reaches.
 - **Figure 11.** *Same direction* if triggered images drive the layer harder on the mean, as published.
 - **Figures 10 and 12** decide nothing where the undefended network has an ASR below {100 * anomaly.TAKEN:g} %.
 - **Figure 12.** The anomaly is *suppressed* if the part above every class is at most half of what it is without the
@@ -149,22 +147,16 @@ def _how_many(part: float) -> str:
     return "reproduces" if part == 1 else "mostly" if part >= 0.5 else "in part" if part else "does not"
 
 
-def _layers(results: Results) -> dict[str, dict[str, Any]]:
-    """The first seed's activations by the name of the network."""
-    return {
-        column.label: mine[0].diagnostics["activations"] for column, mine in anomaly.by_column(results).items() if mine
-    }
-
-
 def _figure10(results: Results) -> tuple[str, str, str]:
-    excess = {name: anomaly.numbers(layer)["excess"] for name, layer in _layers(results).items()}["No Defense"]
-    seen = "the anomaly is seen" if excess >= EXCESS else "the anomaly is not seen"
+    (excess,) = anomaly.excess(results).values()
     told = f"{100 * excess:.1f} % of the magnitude lies above every clean class"
-    return "a picture, no numbers", told, anomaly.weak(results) or seen
+    verdict = f"the anomaly is {'seen' if anomaly.seen(excess) else 'not seen'}"
+    return "a picture, no numbers", told, anomaly.weak(results) or verdict
 
 
 def _figure11(results: Results) -> tuple[str, str, str]:
-    (layer,) = _layers(results).values()
+    ((first, *_),) = anomaly.by_column(results).values()
+    layer = first.diagnostics["activations"]
     stated, ours = (
         anomaly.map_numbers(*anomaly.published_maps()),
         anomaly.map_numbers(layer["clean_map"], layer["triggered_map"]),
@@ -174,11 +166,12 @@ def _figure11(results: Results) -> tuple[str, str, str]:
 
 
 def _figure12(results: Results) -> tuple[str, str, str]:
-    excess = {name: anomaly.numbers(layer)["excess"] for name, layer in _layers(results).items()}
+    excess = {column.label: value for column, value in anomaly.excess(results).items()}
     before = excess.pop("No Defense")
     shown = "<br>".join(f"{_code(name)}: {100 * value:.1f} %" for name, value in excess.items())
     verdict = "<br>".join(
-        f"{_code(name)}: {'suppressed' if 2 * value <= before else 'not suppressed'}" for name, value in excess.items()
+        f"{_code(name)}: {'suppressed' if anomaly.suppressed(before, value) else 'not suppressed'}"
+        for name, value in excess.items()
     )
     told = f"above every class: without the module {100 * before:.1f} %<br>{shown}"
     return "a picture, no numbers", told, anomaly.weak(results) or verdict

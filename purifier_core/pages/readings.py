@@ -1,5 +1,6 @@
 """Which start explains the published numbers, and does the purified network read the image or the mask?"""
 
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -53,43 +54,57 @@ def table(results: Results) -> pd.DataFrame:
     return frame
 
 
-def distances(results: Results) -> dict[tuple[str, bool, str], Estimate]:
-    """The mean absolute difference from Table 3's published percentages, by (init, augmented, metric).
+def comparisons(results: Results) -> dict[str, list[Setting]]:
+    """The settings over which readings are compared with Table 3: all sizes together, and the one that is also taken
+    without augmentation by itself, either way."""
+    rows = [r for r in results.experiment.rows(results.profile) if r.dataset == "mnist"]
+    augmented, plain = ([r for r in rows if r.augment == augment] for augment in (True, False))
+    sizes = {r.clean_size for r in plain}
+    both = [r for r in augmented if r.clean_size in sizes]
+    groups = [augmented, *([both, plain] if both != augmented else [plain])]
+    return {_sizes(group): group for group in groups if group}
 
-    Over the three modules and the clean sizes; an estimate over seeds, of those that have every pair.
+
+def _sizes(settings: list[Setting]) -> str:
+    return ", ".join(f"{s.clean_size:,}" for s in settings) + ("" if settings[0].augment else ", not augmented")
+
+
+def distances(results: Results, rows: list[Setting]) -> dict[tuple[str, str], Estimate]:
+    """The mean absolute difference from Table 3's published percentages in some rows, by (init, metric).
+
+    Over the three modules and the rows; an estimate over seeds, of those that have every pair.
     """
     paper, found = paper_values(), grouped(results)
-    gaps: dict[tuple[str, bool, str], Estimate] = {}
-    for augment in (True, False):
-        rows = [r for r in results.experiment.rows(results.profile) if r.dataset == "mnist" and r.augment == augment]
-        for init in INITS:
-            pairs = {(r, g): found.get((r, module(g, init)), []) for r in rows for g in GRANULARITIES}
-            seeds = [{record.cell.seed for record in mine} for mine in pairs.values()]
-            whole = sorted(set.intersection(*seeds)) if seeds else []
-            for metric in METRICS if whole else ():
-                by_seed = dict.fromkeys(whole, 0.0)
-                for (row, granularity), mine in pairs.items():
-                    stated = paper[row.clean_size, granularity, metric] / 100
-                    for record in mine:
-                        if record.cell.seed in by_seed:
-                            by_seed[record.cell.seed] += abs(getattr(record, metric) - stated) / len(pairs)
-                gaps[init, augment, metric] = estimate(by_seed)
+    gaps: dict[tuple[str, str], Estimate] = {}
+    for init in INITS:
+        pairs = {(r, g): found.get((r, module(g, init)), []) for r in rows for g in GRANULARITIES}
+        whole = set.intersection(*({record.cell.seed for record in mine} for mine in pairs.values()))
+        for metric in METRICS if whole else ():
+            by_seed = dict.fromkeys(sorted(whole), 0.0)
+            for (row, granularity), mine in pairs.items():
+                stated = paper[row.clean_size, granularity, metric] / 100
+                for record in mine:
+                    if record.cell.seed in by_seed:
+                        by_seed[record.cell.seed] += abs(getattr(record, metric) - stated) / len(pairs)
+            gaps[init, metric] = estimate(by_seed)
     return gaps
 
 
+def nearest(gaps: dict[tuple[str, str], Estimate]) -> list[str]:
+    """The readings by the sum of their distances in ACC and ASR, the nearest first."""
+    return sorted({init for init, _ in gaps}, key=lambda init: sum(gaps[init, m].mean for m in METRICS))
+
+
 def distance_table(results: Results) -> pd.DataFrame:
-    """`distances` as text: a line for each reading, in percentage points, the nearest first."""
-    gaps = distances(results)
-    readings = sorted({(i, a) for i, a, _ in gaps}, key=lambda r: sum(gaps[*r, m].mean for m in METRICS))
-    lines = {
-        (init, "augmented" if augment else "not augmented"): {
-            metric.upper(): gaps[init, augment, metric].text() for metric in METRICS
-        }
-        for init, augment in readings
-    }
+    """`distances` as text: for each comparison a line for each reading, in percentage points, the nearest first."""
+    lines = {}
+    for name, rows in comparisons(results).items():
+        gaps = distances(results, rows)
+        for init in nearest(gaps):
+            lines[name, init] = {metric.upper(): gaps[init, metric].text() for metric in METRICS}
     frame = pd.DataFrame.from_dict(lines, orient="index", columns=[m.upper() for m in METRICS])
     if lines:
-        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["init", "clean images"])
+        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["clean images", "init"])
     return frame
 
 
@@ -112,17 +127,16 @@ def trend(results: Results) -> pd.DataFrame:
 
 def reading(results: Results) -> list[str]:
     """The nearest reading in one sentence, and what the modules add to training from scratch in another."""
-    gaps = distances(results)
     lines = []
-    if gaps:
-        sums = {(i, a): sum(gaps[i, a, m].mean for m in METRICS) for i, a, _ in gaps}
-        init, augment = min(sums, key=lambda r: sums[r])
-        acc, asr = (gaps[init, augment, m] for m in METRICS)
-        lines.append(
-            f"Nearest to the published Purifier columns of Table 3 is init={init} with the clean images "
-            f"{'augmented' if augment else 'not augmented'} (profile {results.shown}; seeds: {len(acc.seeds)}): on the "
-            f"mean {acc.mean:.1f} points away in ACC and {asr.mean:.1f} in ASR."
-        )
+    for name, rows in comparisons(results).items():
+        if gaps := distances(results, rows):
+            init = nearest(gaps)[0]
+            acc, asr = (gaps[init, metric] for metric in METRICS)
+            lines.append(
+                f"{name} clean images: nearest to the published Purifier columns of Table 3 is init={init}, on the "
+                f"mean {acc.mean:.1f} points away in ACC and {asr.mean:.1f} in ASR (profile {results.shown}; seeds: "
+                f"{len(acc.seeds)})."
+            )
     ours = estimates(results)
     for setting in results.experiment.rows(results.profile):
         alone = ours.get((setting, Column("scratch"), "acc"))
@@ -133,6 +147,26 @@ def reading(results: Results) -> list[str]:
                 f"{setting_label(setting)}: the same network trained on the clean images alone reaches an ACC of "
                 f"{alone.mean:.1f} %; with the best module from fresh weights, {LABELS[name]}, {best[name]:.1f} %."
             )
+    return lines or [f"No record at profile {results.shown} is there yet."]
+
+
+def cube(results: Results) -> list[str]:
+    """In each setting, Cube under each start beside its first head alone and the published value, as a sentence."""
+    ours, paper, behind = estimates(results), paper_values(), grouped(results)
+    lines = []
+    for setting in results.experiment.rows(results.profile):
+        told = []
+        for init in INITS:
+            column = module("cube", init)
+            heads = [r.diagnostics["clean"]["heads"][0] for r in behind.get((setting, column), [])]
+            if heads:
+                told.append(
+                    f"{init} {ours[setting, column, 'acc'].text()} (its first head alone {100 * fmean(heads):.1f})"
+                )
+        stated = paper.get((setting.clean_size, "cube", "acc")) if setting.dataset == "mnist" else None
+        beside = f"; published {stated:.1f}" if stated is not None else ""
+        if told:
+            lines.append(f"{setting_label(setting)}: Cube's ACC in percent: {', '.join(told)}{beside}.")
     return lines or [f"No record at profile {results.shown} is there yet."]
 
 
