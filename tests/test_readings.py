@@ -1,5 +1,7 @@
 """The statistics of the three readings, by hand."""
 
+import math
+
 import pytest
 
 from purifier_core.config import GRANULARITIES
@@ -94,11 +96,25 @@ def test_cube_is_set_beside_its_first_head_and_the_published_value():
 
 
 def test_the_figure_of_the_masks_is_drawn_with_and_without_records(tmp_path):
-    test = {"oracle": 1.0, "wrong_mask": {"label": 0.1, "mask": 0.9}}
     setting = Setting("mnist", "vgg16", 3000)
-    mine = [record(setting, module(g, "full"), 0, 0.9, 0.1, **test) for g in GRANULARITIES]
+    mine = [
+        record(setting, module("cube", "full"), seed, 0.9, 0.1, wrong_mask={"label": label, "mask": 0.6})
+        for seed, label in ((0, 0.1), (1, 0.3))
+    ]
     for records in ([], mine):
         drawing = readings.figure(results(*records))
         drawing.savefig(tmp_path / "figure.png", dpi=40)
-        heights = [bar.get_height() for axis in drawing.axes for bar in axis.patches]
-        assert heights == pytest.approx([100, 90, 10, 90] * 3 if records else [])
+        widths = [bar.get_width() for axis in drawing.axes for bar in axis.patches]
+        assert widths == pytest.approx([20, 60, 20] if records else [])
+
+
+def test_what_the_landing_page_takes_from_here():
+    plain, setting = Setting("mnist", "vgg16", 3000, augment=False), Setting("mnist", "vgg16", 3000)
+    mine = [r for r in off_by("random", False, 0, 0.01, 0.02) if r.cell.clean_size == 3000]
+    mine.append(record(setting, module("feature", "full"), 0, 0.9, 0.1, wrong_mask={"label": 0.1, "mask": 0.6}))
+    values = readings.glued(results(*mine))
+    assert {r.cell for r in mine[:3]} == {GRID.cell(module(g, "random"), plain, 0, "small") for g in GRANULARITIES}
+    assert values["readings_random_plain_acc"] == pytest.approx(1)
+    assert values["readings_random_plain_asr"] == pytest.approx(2)
+    assert values["readings_mask_feature_full"] == pytest.approx(60)
+    assert math.isnan(values["readings_full_acc"])

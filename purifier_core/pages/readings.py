@@ -1,5 +1,6 @@
 """Which start explains the published numbers, and does the purified network read the image or the mask?"""
 
+import math
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +16,7 @@ from purifier_core.records import Record
 from purifier_core.runner import Results
 
 _NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
-_COLOURS = {"full": "#c2410c", "partial": "#7c3aed", "random": "#0f766e"}
+_ANSWERS = (("the image's class", "#0f766e"), ("the mask's class", "#c2410c"), ("neither", "0.8"))
 
 
 def setting_label(setting: Setting) -> str:
@@ -170,6 +171,30 @@ def cube(results: Results) -> list[str]:
     return lines or [f"No record at profile {results.shown} is there yet."]
 
 
+def glued(results: Results) -> dict[str, Any]:
+    """The values that the book's prose takes from here, in percent or points; nan if missing.
+
+    readings_<init>_acc and ..._asr are the mean distances from Table 3 at its smallest clean size, with _plain without
+    augmentation, and readings_mask_<granularity>_<init> the share of clean images that the network answers with the
+    class of a wrong mask.
+    """
+    values: dict[str, Any] = {"readings_profile": results.shown}
+    rows = [r for r in results.experiment.rows(results.profile) if r.dataset == "mnist" and r.clean_size == 3000]
+    for row in rows:
+        gaps = distances(results, [row])
+        for init in INITS:
+            name = f"readings_{init}" + ("" if row.augment else "_plain")
+            for metric in METRICS:
+                gap = gaps.get((init, metric))
+                values[f"{name}_{metric}"] = gap.mean if gap else math.nan
+    tests = masks(results, rows[0]) if rows else {}
+    for g in GRANULARITIES:
+        for init in INITS:
+            shares = [r.diagnostics["clean"]["wrong_mask"]["mask"] for r in tests.get((g, init), [])]
+            values[f"readings_mask_{g}_{init}"] = 100 * fmean(shares) if shares else math.nan
+    return values
+
+
 def masks(results: Results, setting: Setting) -> dict[tuple[str, str], list[Record]]:
     """The records with the test of the wrong mask, by (granularity, init)."""
     found, every = {}, grouped(results)
@@ -182,50 +207,35 @@ def masks(results: Results, setting: Setting) -> dict[tuple[str, str], list[Reco
 
 
 def figure(results: Results) -> Any:
-    """For each module and start: what the network answers when the mask is the true class's, its own, or another's."""
+    """What the network answers to a clean image when every mask is that of one wrong class: image, mask, or neither."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    sns.set_theme(style="whitegrid", context="notebook")
+    sns.set_theme(style="white", context="notebook")
     settings = [s for s in results.experiment.rows(results.profile) if s.augment and masks(results, s)]
     settings = [s for s in settings if s.dataset != "mnist" or s.clean_size == 3000]
+    lines = [(g, init) for g in GRANULARITIES for init in INITS]
     drawing, axes = plt.subplots(
-        max(1, len(settings)),
-        3,
-        figsize=(9, 2.6 * max(1, len(settings)) + 0.5),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-        dpi=160,
+        1, max(1, len(settings)), figsize=(9, 4.2), sharey=True, squeeze=False, layout="constrained", dpi=160
     )
-    questions = (
-        "mask of the\ntrue class",
-        "mask of its\nown guess",
-        "mask of a\nwrong class",
-        "… and it says\nthat class",
-    )
-    for line, setting in zip(axes, settings, strict=False):
-        for axis, g in zip(line, GRANULARITIES, strict=True):
-            for shift, init in enumerate(INITS):
-                if not (mine := masks(results, setting).get((g, init))):
-                    continue
-                clean = [r.diagnostics["clean"] for r in mine]
-                values = [
-                    [c["oracle"] for c in clean],
-                    [r.acc or 0.0 for r in mine],
-                    [c["wrong_mask"]["label"] for c in clean],
-                    [c["wrong_mask"]["mask"] for c in clean],
-                ]
-                places = [place + 0.26 * (shift - 1) for place in range(4)]
-                heights = [100 * sum(v) / len(v) for v in values]
-                axis.bar(places, heights, 0.24, color=_COLOURS[init])
-            axis.set_title(
-                f"{LABELS[g]}, {TITLES[setting.dataset]}, {_NETWORKS[setting.network]}", fontsize=10, loc="left"
-            )
-            axis.set_xticks(range(4), questions, fontsize=7)
-            axis.set_ylim(0, 104)
-        line[0].set_ylabel("% of clean test images", fontsize=10)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c, label=f"init={i}") for i, c in _COLOURS.items()]
-    drawing.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    for axis, setting in zip(axes[0], settings, strict=False):
+        for place, line in enumerate(lines):
+            tests = [r.diagnostics["clean"]["wrong_mask"] for r in masks(results, setting).get(line, [])]
+            if not tests:
+                axis.text(2, place, "missing", fontsize=9, color="0.4", va="center")
+                continue
+            image, mask = (100 * fmean(t[answer] for t in tests) for answer in ("label", "mask"))
+            left = 0.0
+            for (_, colour), width in zip(_ANSWERS, (image, mask, 100 - image - mask), strict=True):
+                axis.barh(place, width, 0.8, left=left, color=colour, linewidth=0)
+                left += width
+        axis.set_title(f"{TITLES[setting.dataset]}, {_NETWORKS[setting.network]}", fontsize=11, loc="left")
+        axis.set_xlim(0, 100)
+        axis.set_xlabel("% of clean test images", fontsize=10)
+        sns.despine(ax=axis, left=True)
+    axes[0, 0].set_yticks(range(len(lines)), [f"{LABELS[g]} ({init})" for g, init in lines], fontsize=10)
+    axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, label=words) for words, colour in _ANSWERS]
+    drawing.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=10)
     plt.close(drawing)
     return drawing
