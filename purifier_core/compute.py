@@ -5,8 +5,6 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +28,9 @@ from purifier_core.defenses.nad import nad
 from purifier_core.models import build
 from purifier_core.probes import probe
 from purifier_core.profiles import PROFILES, Recipe
-from purifier_core.purifier import purify
+from purifier_core.purifier import Purified, purify
 from purifier_core.records import Record, Store, provenance, write_atomically
-from purifier_core.training import NO_AUGMENT, Augment, evaluate, fit, pick_device
+from purifier_core.training import NO_AUGMENT, Augment, evaluate, fit, keep_memory, pick_device, threads
 
 
 def derive(seed: int, purpose: str) -> int:
@@ -47,6 +45,8 @@ class Work:
         self.store = store
         self.profile = PROFILES[profile]
         self.device = pick_device(device)
+        if self.device.type == "cpu":
+            keep_memory()
         self.split = data.load(dataset, self.profile.data == "embedded", self.device)
         self._broken: dict[Cell, str] = {}
         self._triggers: dict[Cell, Trigger] = {}
@@ -62,7 +62,7 @@ class Work:
         record = Record(cell, cell.key(), {"fingerprint": self.split.fingerprint, "copy": self.split.copy})
         started = time.time()
         try:
-            with _threads(self.profile.threads):
+            with threads(self.profile.threads):
                 model, training = self.backdoored(cell.backdoored())
                 measured = self._measure(cell, model, training)
         except Exception:
@@ -90,12 +90,17 @@ class Work:
                 diagnostics["sweep"] = {
                     label: evaluate(point, x, y, triggered, TARGET_CLASS) for label, point in defended.sweep.items()
                 }
+        diagnostics |= probe(cell, model, x, y, triggered)
+        if isinstance(model, Purified):  # its probe has seen every answer
+            rates = {"acc": diagnostics["clean"]["network"], "asr": diagnostics["triggered"]["network"]}
+        else:
+            rates = evaluate(model, x, y, triggered, TARGET_CLASS)
         return {
-            **evaluate(model, x, y, triggered, TARGET_CLASS),
+            **rates,
             "acc_images": len(x),
             "asr_images": len(triggered),
             "effort": effort,
-            "diagnostics": diagnostics | probe(cell, model, x, y, triggered),
+            "diagnostics": diagnostics,
         }
 
     def _defend(self, cell: Cell, model: nn.Module) -> Defended:
@@ -207,7 +212,7 @@ class Work:
 
     def prepare(self, cell: Cell) -> None:
         """Train the backdoored model of a "none" cell unless it is cached, so that others find it."""
-        with _threads(self.profile.threads):
+        with threads(self.profile.threads):
             self.backdoored(cell)
 
     def backdoored(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
@@ -264,16 +269,6 @@ class Work:
     def _blank(self, cell: Cell) -> nn.Module:
         model = build(cell.network, self.split.num_classes, self.profile.width, derive(cell.seed, "init"))
         return model.to(self.device).to(memory_format=torch.channels_last)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _adapt(recipe: Recipe, cell: Cell) -> Recipe:

@@ -44,11 +44,15 @@ class VGG16(nn.Module):
             layers: list[nn.Module] = []
             for wanted in plan:
                 out = max(1, round(width * wanted))
-                layers.append(nn.Sequential(nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()))
+                unit = (nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+                layers.append(nn.Sequential(*unit))
                 channels = out
             self.add_module(f"block{number}", nn.Sequential(*layers, nn.MaxPool2d(2)))
         self.classifier = nn.Sequential(
-            *(nn.Sequential(nn.Linear(channels, channels), nn.BatchNorm1d(channels), nn.ReLU()) for _ in range(2)),
+            *(
+                nn.Sequential(nn.Linear(channels, channels), nn.BatchNorm1d(channels), nn.ReLU(inplace=True))
+                for _ in range(2)
+            ),
             nn.Linear(channels, num_classes),
         )
 
@@ -72,8 +76,8 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=True)
 
 
 class ResNet18(nn.Module):
@@ -96,7 +100,8 @@ class ResNet18(nn.Module):
         super().__init__()
         sizes = [max(1, round(width * c)) for c in (64, 128, 256, 512)]
         channels = sizes[0]
-        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        first = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(first, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
         for number, (out, stride) in enumerate(zip(sizes, (1, 2, 2, 2), strict=True), start=1):
             self.add_module(f"stage{number}", nn.Sequential(BasicBlock(channels, out, stride), BasicBlock(out, out, 1)))
             channels = out

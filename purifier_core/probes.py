@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from purifier_core.config import GRANULARITIES, TARGET_CLASS, Cell
-from purifier_core.purifier import Purified, diagnose
+from purifier_core.purifier import Purified
 from purifier_core.training import to_float
 
 PROFILED = "resnet18"
@@ -19,14 +19,59 @@ def probe(cell: Cell, model: nn.Module, images: torch.Tensor, labels: torch.Tens
     """The diagnostics of a computed cell. `triggered` are the stamped copies of the images of other classes than the
     target, in the same order."""
     found: dict[str, Any] = {}
-    if cell.defense in GRANULARITIES:
+    if isinstance(model, Purified):
         target = torch.full((len(triggered),), TARGET_CLASS, device=labels.device)
-        found["clean"], found["triggered"] = diagnose(model, images, labels), diagnose(model, triggered, target)  # type: ignore[arg-type]
+        found["clean"] = diagnose(model, images, labels)
+        found["triggered"] = diagnose(model, triggered, target, foreign=False)
     if cell.defense in ("none", *GRANULARITIES) and cell.network == PROFILED:
         site: Any = _inside(model).last_conv
         found["activations"] = activations(model, site, images, labels, triggered)
     if cell.defense == "none" and len(triggered):
         found["sample"] = {"clean": png(images[labels != TARGET_CLASS][0]), "triggered": png(triggered[0])}
+    return found
+
+
+@torch.inference_mode()
+def diagnose(
+    purified: Purified, images: torch.Tensor, labels: torch.Tensor, foreign: bool = True, batch_size: int = 1000
+) -> dict:
+    """What the units do on uint8 `images` whose masks' true labels are `labels`.
+
+    Returns the share of images that the network (`network`), each head (`heads`) and the network with the true label's
+    masks (`oracle`) predict as `labels`, and with which the network's prediction equals the first head's
+    (`first_head_agreement`). `wrong_mask`: every mask is that of one other class, drawn by a fixed seed; the shares of
+    images then predicted as `labels` (`label`) and as the mask's class (`mask`). A network that reads the image gives
+    the first, one that reads the mask the second.
+
+    Without `foreign` masks there are only those that the network picks itself, and so no `oracle` and no `wrong_mask`.
+    Give the target class as labels of triggered images and `network` is ASR, `heads` are the heads'.
+    """
+    hits = torch.zeros(len(purified.sites), device=images.device)
+    right = agree = oracle = label = mask = torch.zeros((), device=images.device)
+    classes = purified.units()[0].head.out_features
+    shift = torch.randint(1, classes, (len(labels),), generator=torch.Generator().manual_seed(0)).to(labels.device)
+    others = (labels + shift) % classes
+    for x, y, other in zip(*(t.split(batch_size) for t in (images, labels, others)), strict=True):
+        batch = to_float(x)
+        logits, heads = purified.with_heads(batch)
+        guesses = [a.argmax(1) for a in heads]
+        answers = logits.argmax(1)
+        hits = hits + torch.stack([(g == y).sum() for g in guesses])
+        right, agree = right + (answers == y).sum(), agree + (answers == guesses[0]).sum()
+        if not foreign:
+            continue
+        oracle = oracle + (purified(batch, y).argmax(1) == y).sum()
+        misled = purified(batch, other).argmax(1)
+        label, mask = label + (misled == y).sum(), mask + (misled == other).sum()
+    total = len(images)
+    found = {
+        "network": float(right) / total,
+        "heads": [float(h) / total for h in hits],
+        "first_head_agreement": float(agree) / total,
+    }
+    if foreign:
+        found["oracle"] = float(oracle) / total
+        found["wrong_mask"] = {"label": float(label) / total, "mask": float(mask) / total}
     return found
 
 

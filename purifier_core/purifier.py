@@ -257,36 +257,3 @@ def _assert_only_heads_are_new(model: nn.Module, purified: Purified) -> None:
     lost = [n for n in before if n not in after or not torch.equal(before[n], after[n])]
     if lost or len(after) != len(before):
         raise AssertionError(f"{len(lost)} tensors of the given model did not reach the purified one: {lost[:5]}")
-
-
-@torch.inference_mode()
-def diagnose(purified: Purified, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 1000) -> dict:
-    """What the units do on uint8 `images` whose masks' true labels are `labels`.
-
-    Returns the share of images that each head (`heads`) and the network with the true label's masks (`oracle`)
-    predict as `labels`, and with which the network's prediction equals the first head's (`first_head_agreement`).
-    Give the target class as labels of triggered images and `heads` are the heads' ASR. `wrong_mask`: every mask is
-    that of one other class, drawn by a fixed seed; the shares of images then predicted as `labels` (`label`) and as
-    the mask's class (`mask`). A network that reads the image gives the first, one that reads the mask the second.
-    """
-    hits = torch.zeros(len(purified.sites), device=images.device)
-    agree = oracle = label = mask = torch.zeros((), device=images.device)
-    classes = purified.units()[0].head.out_features
-    shift = torch.randint(1, classes, (len(labels),), generator=torch.Generator().manual_seed(0)).to(labels.device)
-    others = (labels + shift) % classes
-    for x, y, other in zip(*(t.split(batch_size) for t in (images, labels, others)), strict=True):
-        batch = to_float(x)
-        logits, heads = purified.with_heads(batch)
-        guesses = [a.argmax(1) for a in heads]
-        hits = hits + torch.stack([(g == y).sum() for g in guesses])
-        agree = agree + (logits.argmax(1) == guesses[0]).sum()
-        oracle = oracle + (purified(batch, y).argmax(1) == y).sum()
-        misled = purified(batch, other).argmax(1)
-        label, mask = label + (misled == y).sum(), mask + (misled == other).sum()
-    total = len(images)
-    return {
-        "heads": [float(h) / total for h in hits],
-        "first_head_agreement": float(agree) / total,
-        "oracle": float(oracle) / total,
-        "wrong_mask": {"label": float(label) / total, "mask": float(mask) / total},
-    }

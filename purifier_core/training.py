@@ -4,10 +4,12 @@ The whole dataset lies on the device as uint8; a batch is gathered, augmented an
 draws come from a CPU generator, an epoch at a time, so that they are the same on every device.
 """
 
+import ctypes
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +62,30 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda' asks for a GPU and none is visible here; allowed: auto, cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Inside, torch computes on the CPU with so many threads; None leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library is glibc.
+
+    A step frees and takes the same large tensors again and again. By default glibc gives each back to the system, which
+    then clears every page anew: a tenth of the time of a training step at width 1/8, a quarter of an evaluation.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        trim_threshold, mmap_max = -1, -4  # of glibc's malloc.h
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def cross_entropy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

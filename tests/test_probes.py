@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from purifier_core.attacks import badnets
 from purifier_core.config import Cell
 from purifier_core.models import build
-from purifier_core.probes import activations, png, probe
+from purifier_core.probes import activations, diagnose, png, probe
 from purifier_core.purifier import attach
+from purifier_core.training import to_float
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,27 @@ def test_a_picture_survives(images):
     image = images[0][0]
     back = np.asarray(Image.open(io.BytesIO(base64.b64decode(png(image)))))
     assert (torch.tensor(back).permute(2, 0, 1) == image).all()
+
+
+def test_diagnose_counts(blobs):
+    """Against a loop over single images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    purified = attach(model, ["0", "1"], "cube", 3, to_float(blobs[0]), seed=4)
+    hits, right, agree, oracle, as_label, as_mask = [0, 0], 0, 0, 0, 0, 0
+    shift = torch.randint(1, 3, (96,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for image, label, by in zip(*blobs, shift, strict=True):
+            x, other = to_float(image[None]), (label + by) % 3
+            assert other != label
+            misled = purified(x, other[None]).argmax()
+            as_label, as_mask = as_label + int(misled == label), as_mask + int(misled == other)
+            logits, heads = purified.with_heads(x)
+            hits = [h + int(a.argmax() == label) for h, a in zip(hits, heads, strict=True)]
+            right += int(logits.argmax() == label)
+            agree += int(logits.argmax() == heads[0].argmax())
+            oracle += int(purified(x, label[None]).argmax() == label)
+    own = {"network": right / 96, "heads": [h / 96 for h in hits], "first_head_agreement": agree / 96}
+    foreign = {"oracle": oracle / 96, "wrong_mask": {"label": as_label / 96, "mask": as_mask / 96}}
+    assert diagnose(purified, *blobs, batch_size=20) == own | foreign
+    assert diagnose(purified, *blobs, foreign=False, batch_size=20) == own
