@@ -91,7 +91,7 @@ PROFILES = {
         ),
         Profile(
             "small",
-            "an hour or so on a CPU: full data, width 1/8, half the defense epochs",
+            "hours on a CPU: full data, width 1/8, half the defense epochs",
             "full",
             1 / 8,
             backdoor=Recipe(6, 0.1, (4,)),

@@ -1,0 +1,141 @@
+"""What everything costs: the benchmark's records, and the images, operations and seconds of every method.
+
+Seconds belong to the machine that they were taken on. Images and floating-point operations do not.
+"""
+
+import json
+from collections.abc import Iterable
+from statistics import fmean, median
+from typing import Any
+
+import pandas as pd
+
+from purifier_core.config import LABELS, Cell
+from purifier_core.experiments import EXPERIMENTS
+from purifier_core.experiments.grids import Column
+from purifier_core.experiments.supplement import SUPPLEMENT, Table3, Table4
+from purifier_core.pages.overview import seconds
+from purifier_core.pages.report import grouped
+from purifier_core.profiles import PROFILES
+from purifier_core.records import ROOT, Record, Store
+from purifier_core.runner import look_up
+
+_WIDTHS = {1 / 8: "1/8", 1.0: "1"}
+
+
+def benchmarks() -> dict[str, dict[str, Any]]:
+    """The newest record of `benchmarks/speed.py` for each device and number of threads, by its file's name."""
+    found: dict[Any, tuple[str, dict[str, Any]]] = {}
+    for path in sorted((ROOT / "data" / "benchmarks").glob("*.json")):
+        one = json.loads(path.read_text())
+        found[one["provenance"]["device"], one["machine"]["threads"]] = (path.stem, one)
+    return dict(found.values())
+
+
+def speed() -> pd.DataFrame:
+    """A line for each benchmark and width, as text: images per second of both, their ratio, the share of the matrix
+    product's speed, and the peak memory of both."""
+    lines = {}
+    for one in benchmarks().values():
+        where = one["provenance"]["device"]
+        where = f"{one['machine']['processor']}, {one['machine']['threads']} threads" if where == "cpu" else where
+        for width, found in one["training"].items():
+            rates, memory = found["images_per_second"], one["memory_mib"][width]
+            lines[where, width] = {
+                "images/s": f"{rates['ours']:,.0f}",
+                "plain loop": f"{rates['plain']:,.0f}",
+                "ratio (range)": _ratio(found["ratio"]),
+                "of the matrix product": f"{found['gflop_per_second'] / one['matrix_product_gflop_per_second']:.0%}",
+                "memory, MiB": f"{memory['ours']:,.0f}",
+                "plain loop, MiB": f"{memory['plain']:,.0f}",
+            }
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    if lines:
+        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["machine", "width"])
+    return frame
+
+
+def _ratio(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
+
+
+def whole_defense() -> list[str]:
+    """A sentence for each benchmark on a whole Finetuning."""
+    return [
+        f"{name}: a whole Finetuning (3,000 images, 20 epochs, width 1/8, with its evaluations) takes the plain loop "
+        f"{_ratio(one['defense']['ratio'])} times as long, {median(one['defense']['seconds']['plain']):.0f} against "
+        f"{median(one['defense']['seconds']['ours']):.0f} seconds. {one['data']}."
+        for name, one in benchmarks().items()
+    ] or ["No benchmark is recorded yet."]
+
+
+def operations(cell: Cell, images: float) -> float:
+    """Floating-point operations of training on so many images, forward and backward, in units of 10^12; nan if no
+    benchmark has counted the network."""
+    for one in benchmarks().values():
+        width = _WIDTHS[PROFILES[cell.profile].width]
+        return images * one["flops"][cell.network][width]["training"] / 1e12
+    return float("nan")
+
+
+def methods(store: Store | None = None) -> pd.DataFrame:
+    """What each method trains on and takes with 3,000 clean images (ABL: Table 4), means over seeds, as text."""
+    lines = {}
+    for experiment, wanted in ((Table3(methods="all"), None), (Table4(methods="none,abl"), "abl")):
+        for (_, column), found in grouped(look_up(experiment, store, reading=True)).items():
+            row = found[0].cell.clean_size in (0, 3000)
+            if row and column.label not in lines and wanted in (None, column.defense):
+                lines[column.label] = _cost(found)
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    return frame.rename(index={LABELS["none"]: "the backdoored network"})
+
+
+def _cost(found: list[Record]) -> dict[str, str]:
+    images = fmean(r.effort["images"] for r in found)
+    return {
+        "epochs": f"{fmean(r.effort['epochs'] for r in found):.1f}",
+        "images trained on": f"{images:,.0f}",
+        "10^12 operations": f"{operations(found[0].cell, images):.2f}",
+        "seconds, training": f"{fmean(r.effort.get('training_seconds', r.effort['seconds']) for r in found):,.0f}",
+        "seconds, all": f"{fmean(map(seconds, found)):,.0f}",
+        "seeds": str(len(found)),
+    }
+
+
+def growth(store: Store | None = None) -> pd.DataFrame:
+    """Images trained on at each clean size of Table 3, by method, as text."""
+    results = look_up(Table3(clean_size="all"), store, reading=True)
+    sizes = sorted(results.experiment.rows(results.profile))
+    found = grouped(results)
+    lines = {}
+    for column in results.experiment.columns():
+        if column != Column("none"):
+            mine = [[r.effort["images"] for r in found.get((size, column), [])] for size in sizes]
+            heads = [f"{size:,}" for size in sizes]
+            lines[column.label] = {h: f"{fmean(m):,.0f}" if m else "missing" for h, m in zip(heads, mine, strict=True)}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def whole(store: Store | None = None) -> list[str]:
+    """What one seed of the supplement, and of everything, costs at each profile that has records of it."""
+    every = [r for r in (store or Store()).all() if not (r.failed or r.stale)]
+    lines = []
+    for profile in PROFILES:
+        for name, kinds in (("the supplement", SUPPLEMENT), ("everything in this book", EXPERIMENTS.values())):
+            cells = {c for kind in kinds for c in kind(profile=profile, seeds=0).whole().cells(profile)}
+            found = [r for r in every if r.cell in cells]
+            if found and profile != "quick":
+                lines.append(_sum(f"One seed of {name} at {profile}", found, len(cells)))
+    return lines or ["No record is there yet."]
+
+
+def _sum(what: str, found: Iterable[Record], of: int) -> str:
+    found = list(found)
+    images = sum(r.effort["images"] for r in found)
+    work = sum(operations(r.cell, r.effort["images"]) for r in found)
+    gaps = f" ({of - len(found)} of them missing)" if of > len(found) else ""
+    hours = sum(map(seconds, found)) / 3600
+    return (
+        f"{what}: {of} cells{gaps}, {images / 1e6:.1f} million images trained on, {work:,.0f} × 10^12 floating-point "
+        f"operations, {hours:.1f} hours of one process."
+    )

@@ -1,0 +1,79 @@
+"""The benchmark: both sides train the same thing; and the page that shows what everything costs."""
+
+import sys
+
+import pytest
+import torch
+
+from purifier_core import data
+from purifier_core.config import Cell
+from purifier_core.experiments.supplement import Table3
+from purifier_core.pages import costs
+from purifier_core.profiles import Recipe
+from purifier_core.records import ROOT, Record, Store
+from purifier_core.training import NO_AUGMENT, accuracy, fit, to_float
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import plain
+import speed
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Split:
+    return data.load("mnist", embedded=True)
+
+
+def test_both_sides_take_the_same_steps(digits):
+    """The same images without augmentation, as one batch: both go the same way, but for rounding. The images are noise,
+    because on a digit's even background rounding decides which of the equal pixels a pooling layer takes."""
+    x = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(64) % 10
+    start, ours, theirs = (speed.vgg(1 / 8, torch.device("cpu"), fast) for fast in (True, True, False))
+    fit(ours.train(), x, y, Recipe(1, 0.01), seed=0, augment=NO_AUGMENT)
+    tests = [plain.loader(digits.test_images[:200], digits.test_labels[:200], plain.TEST)]
+    seen = plain.train(theirs, plain.loader(x, y, plain.TEST), 1, tests)
+    here, mine, yours = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (start, ours, theirs))
+    assert (mine - here).norm() > 0.01
+    assert (mine - yours).norm() < 0.01 * (mine - here).norm()
+    assert len(seen) == 1
+    assert seen[-1][0] == pytest.approx(accuracy(ours, digits.test_images[:200], digits.test_labels[:200]), abs=0.02)
+
+
+def test_the_plain_loop_sees_the_same_pixels(digits):
+    batch, labels = next(iter(plain.loader(digits.test_images[:64], digits.test_labels[:64], plain.TEST)))
+    assert torch.equal(batch, to_float(digits.test_images[:64]))
+    assert torch.equal(labels, digits.test_labels[:64])
+
+
+def test_a_benchmark_measures_both_in_turn(digits):
+    found = speed.training(1 / 8, digits, 128, torch.device("cpu"), repeats=3)
+    assert [len(found["seconds"][side]) for side in ("ours", "plain")] == [3, 3]
+    pairs = zip(found["seconds"]["ours"], found["seconds"]["plain"], strict=True)
+    assert found["ratio"]["median"] == pytest.approx(sorted(p / o for o, p in pairs)[1], abs=1e-3)
+
+
+def test_operations_are_those_of_the_layers():
+    """ResNet-18's stem alone, by hand: 2 x 3 x 9 x C x 32 x 32; and training takes about three times a forward pass."""
+    found = speed.flops("resnet18", 1.0)
+    assert found["forward"] == pytest.approx(1.11e9, rel=0.01)  # 0.56 billion multiply-adds, the known figure
+    assert 2.9 < found["training"] / found["forward"] <= 3
+
+
+def test_costs_are_means_over_seeds_at_3000_images(tmp_path):
+    store = Store(tmp_path)
+    for seed, size in ((s, size) for s in (0, 1) for size in (3000, 4500, 6000)):
+        cell = Cell("mnist", "vgg16", "badnets", 0.1, "finetuning", size, seed, "small")
+        effort = {"seconds": 10.0, "training_seconds": 4.0, "epochs": 10.0, "images": (1 + seed) * size}
+        store.save(Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, 0.9, 0.1, effort=effort))
+    line = costs.methods(store).loc["Finetuning"]
+    assert line[["epochs", "images trained on", "seconds, training", "seconds, all", "seeds"]].tolist() == [
+        "10.0",
+        "4,500",
+        "4",
+        "10",
+        "2",
+    ]
+    growth = costs.growth(store)
+    assert growth.loc["Finetuning"].tolist() == ["4,500", "6,750", "9,000"]
+    assert len(growth) == len(Table3().columns()) - 1
+    assert any("One seed of the supplement at small" in line for line in costs.whole(store))
