@@ -13,7 +13,7 @@ from purifier_core.config import ATTACKS, ConfigError, integer
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.grids import Experiment
 from purifier_core.profiles import PROFILES
-from purifier_core.records import Store
+from purifier_core.records import Store, current
 
 _HELP = {
     "clean_size": "clean images on the scale of the full training set, or 'all'",
@@ -107,8 +107,8 @@ def status(store: Store) -> int:
 
     print(progress(store).reset_index().to_string(index=False))
     every = list(store.all())
-    failed = sorted({str(r.cell) for r in every if r.failed and not r.stale})
-    for cell in failed:
+    failed = current(every)[1]
+    for cell in sorted(map(str, failed)):
         print(f"failed: {cell}")
     for profile, count in Counter(r.cell.profile for r in every if r.stale).items():
         print(f"{count} records at {profile} come from another version of the code and are not shown.")

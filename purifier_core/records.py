@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -61,6 +61,13 @@ class CorruptRecord(ValueError):
     """A record file that is truncated, altered or not a record."""
 
 
+def current(records: Iterable[Record]) -> tuple[dict[Cell, Record], dict[Cell, Record]]:
+    """The finished and the failed records of today's code by cell; a cell that has both counts as finished."""
+    mine = [record for record in records if not record.stale]
+    done = {record.cell: record for record in mine if not record.failed}
+    return done, {record.cell: record for record in mine if record.failed and record.cell not in done}
+
+
 class Store:
     """The records below a folder, and the cached models beside it."""
 
@@ -80,7 +87,9 @@ class Store:
         pattern = self.path(cell, fingerprint or "*")
         for path in sorted(pattern.parent.glob(pattern.name)):
             record = self._read_or_warn(path)
-            if record and not record.failed and not record.stale and record.cell == cell:
+            if record is None or record.failed or record.stale:
+                continue
+            if record.cell == cell and fingerprint in ("", record.data["fingerprint"]):
                 return record
         return None
 
@@ -93,9 +102,8 @@ class Store:
     def save(self, record: Record) -> Path:
         """Write a record atomically; a finished one replaces the cell's failed one."""
         path = self.path(record.cell, record.data.get("fingerprint", ""), record.failed)
-        content = json.loads(json.dumps(asdict(record)))
-        content["sha256"] = _digest(content)
-        write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
+        content = _file(json.loads(json.dumps(asdict(record))))
+        write_atomically(path, lambda part: part.write_bytes(content))
         if not record.failed:
             self.path(record.cell, record.data["fingerprint"], failed=True).unlink(missing_ok=True)
         return path
@@ -124,9 +132,10 @@ class Store:
 def read(path: Path) -> Record:
     """Read one record file. Raises CorruptRecord unless it is whole and unaltered."""
     try:
-        content = json.loads(path.read_text())
-        claimed = content.pop("sha256")
-        if claimed != _digest(content):
+        written = path.read_bytes()
+        content = json.loads(written)
+        del content["sha256"]
+        if written != _file(content):
             raise CorruptRecord(f"{path} does not match its checksum")
         raw = content.pop("cell")
         raw["switches"] = tuple(tuple(pair) for pair in raw["switches"])
@@ -173,8 +182,10 @@ def _git(*words: str) -> str | None:
         return None
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _file(content: dict[str, Any]) -> bytes:
+    """A record file: the content and its checksum, spelled in the one way that `read` believes."""
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(content | {"sha256": checksum}, indent=1) + "\n").encode()
 
 
 def published(name: str) -> Any:
