@@ -6,10 +6,11 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from purifier_core import runner
-from purifier_core.config import ATTACKS, ConfigError, integer
+from purifier_core.config import ATTACKS, ConfigError, integer, one_of
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.grids import Experiment
 from purifier_core.profiles import PROFILES
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "status":
             return status(Store())
         figure, workers = chosen.pop("figure", None), integer("workers", chosen.pop("workers", 1), 1, 64)
+        if figure:
+            one_of("the ending of figure", Path(figure).suffix.lower(), (".png", ".svg", ".pdf"))
         name = chosen.pop("experiment")
         kinds = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
         chosen_ones = [kind(**chosen) for kind in kinds]

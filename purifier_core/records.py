@@ -20,6 +20,11 @@ from purifier_core.config import Cell, ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 """The repository: `data/` is found from the package, whatever the working directory."""
 
+_ROOM = (
+    "make room or permit writing there, or set PURIFIER_HOME to a folder that can hold records and models; "
+    "what is recorded stays, and the same run goes on with the rest."
+)
+
 
 def home() -> Path:
     """Where records (results/) and cached models (models/) lie: $PURIFIER_HOME, or the repository's data/."""
@@ -116,10 +121,7 @@ class Store:
                 with tempfile.TemporaryFile(dir=folder) as probe:
                     probe.write(b"0" * 4096)
             except OSError as problem:
-                raise ConfigError(
-                    f"{folder} cannot be written ({problem.strerror}); make room or permit writing there, or set "
-                    "PURIFIER_HOME to a folder that can hold records and models."
-                ) from problem
+                raise ConfigError(f"{folder} cannot be written ({problem.strerror}); {_ROOM}") from problem
 
     def _read_or_warn(self, path: Path) -> Record | None:
         try:
@@ -142,23 +144,27 @@ def read(path: Path) -> Record:
         return Record(cell=Cell(**raw), **content)
     except CorruptRecord:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise CorruptRecord(f"{path} is not a whole record ({type(problem).__name__}: {problem})") from problem
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place in one step.
+
+    Raises OSError, with the way out, where the disk is full or the folder cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         with part.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
-    except BaseException:
+    except OSError as problem:
+        raise OSError(problem.errno, f"{problem.strerror}; {_ROOM}", str(path)) from problem
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise
 
 
 def provenance(device: str) -> dict[str, Any]:
