@@ -120,6 +120,8 @@ def test_what_is_saved_is_what_is_read_and_saving_again_changes_nothing(record):
         assert read(path) == record
         assert list(store.all()) == [record]
         assert store.find(record.cell, record.data["fingerprint"]) == (None if record.failed else record)
+        other = record.data["fingerprint"][:-1] + ("1" if record.data["fingerprint"][-1] == "0" else "0")
+        assert store.find(record.cell, other) is None
         assert store.save(record) == path
         assert files(folder) == once
         assert str(record.cell) in describe(record)
@@ -132,7 +134,7 @@ def test_a_record_file_with_one_byte_changed_or_its_end_cut_off_is_no_record(rec
         whole = path.read_bytes()
         blanks = [place for place, byte in enumerate(whole) if byte in b" \n"]  # that JSON does not mind
         anywhere = st.integers(0, len(whole) - 1)
-        damaged = [whole[:-1], whole[: data.draw(anywhere)]]
+        damaged = [whole[:-1], whole[: data.draw(anywhere)], b"[1, 2]", b"[" * 10_000]
         for places, values in ((anywhere, st.integers(0, 255)), (st.sampled_from(blanks), st.sampled_from(b" \t\r\n"))):
             place, value = data.draw(places), data.draw(values)
             damaged.append(whole[:place] + bytes([value if value != whole[place] else 9]) + whole[place + 1 :])
