@@ -1,6 +1,7 @@
 """Tests and notebooks compute into one temporary folder that they share, never into data/.
 
-The variable must be set before a notebook's kernel starts, hence here and not in a fixture.
+The variable must be set before a notebook's kernel starts, hence here and not in a fixture. What hypothesis
+keeps for itself goes there too.
 """
 
 import os
@@ -12,6 +13,7 @@ import pytest
 collect_ignore_glob = ["_build/*", "out*.ipynb"]
 _home = tempfile.mkdtemp(prefix="purifier-tests-")
 os.environ["PURIFIER_HOME"] = _home
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(_home, "hypothesis")
 os.environ.pop("PURIFIER_RECORDS_ONLY", None)
 
 

@@ -6,14 +6,15 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from purifier_core import runner
-from purifier_core.config import ATTACKS, ConfigError, integer
+from purifier_core.config import ATTACKS, ConfigError, integer, one_of
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.grids import Experiment
 from purifier_core.profiles import PROFILES
-from purifier_core.records import Store
+from purifier_core.records import Store, current
 
 _HELP = {
     "clean_size": "clean images on the scale of the full training set, or 'all'",
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "status":
             return status(Store())
         figure, workers = chosen.pop("figure", None), integer("workers", chosen.pop("workers", 1), 1, 64)
+        if figure:
+            one_of("the ending of figure", Path(figure).suffix.lower(), (".png", ".svg", ".pdf"))
         name = chosen.pop("experiment")
         kinds = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
         chosen_ones = [kind(**chosen) for kind in kinds]
@@ -107,8 +110,8 @@ def status(store: Store) -> int:
 
     print(progress(store).reset_index().to_string(index=False))
     every = list(store.all())
-    failed = sorted({str(r.cell) for r in every if r.failed and not r.stale})
-    for cell in failed:
+    failed = current(every)[1]
+    for cell in sorted(map(str, failed)):
         print(f"failed: {cell}")
     for profile, count in Counter(r.cell.profile for r in every if r.stale).items():
         print(f"{count} records at {profile} come from another version of the code and are not shown.")

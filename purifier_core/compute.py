@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from purifier_core import data
@@ -60,14 +60,14 @@ class Work:
     def compute(self, cell: Cell) -> Record:
         """Compute one cell; an exception of the computation becomes a failed record."""
         record = Record(cell, cell.key(), {"fingerprint": self.split.fingerprint, "copy": self.split.copy})
-        started = time.time()
+        started, begun = time.time(), time.perf_counter()  # the clock on the wall may be set meanwhile
         try:
             with threads(self.profile.threads):
                 model, training = self.backdoored(cell.backdoored())
                 measured = self._measure(cell, model, training)
-        except Exception:
-            return replace(record, error=traceback.format_exc(), provenance=self._provenance)
-        seen = {"started": round(started), "wall_seconds": round(time.time() - started, 2)}
+        except Exception as problem:
+            return replace(record, error=_told(problem), provenance=self._provenance)
+        seen = {"started": round(started), "wall_seconds": round(time.perf_counter() - begun, 2)}
         return replace(
             record, **measured, provenance=self._provenance | seen | {"backdoored_model": training["digest"]}
         )
@@ -223,7 +223,7 @@ class Work:
             try:
                 self._model = (cell, *(self._cached(cell) or self._train(cell)))
             except Exception as problem:
-                self._broken[cell] = str(problem)
+                self._broken[cell] = _told(problem)
                 raise
         return self._model[1], self._model[2]
 
@@ -242,7 +242,8 @@ class Work:
         )
         state = {n: t.detach().contiguous().cpu() for n, t in model.state_dict().items()}
         notes = {"digest": _tensor_digest(state), "effort": asdict(effort)}
-        write_atomically(self._cache_path(cell), lambda part: save_file(state, part, {"notes": json.dumps(notes)}))
+        content = save(state, {"notes": json.dumps(notes)})
+        write_atomically(self._cache_path(cell), lambda part: part.write_bytes(content))
         return model, notes
 
     def _cached(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]] | None:
@@ -269,6 +270,14 @@ class Work:
     def _blank(self, cell: Cell) -> nn.Module:
         model = build(cell.network, self.split.num_classes, self.profile.width, derive(cell.seed, "init"))
         return model.to(self.device).to(memory_format=torch.channels_last)
+
+
+def _told(problem: Exception) -> str:
+    """The traceback of a failure; where the GPU's memory did not suffice, its last line says what to try."""
+    told = "".join(traceback.format_exception(problem))
+    if not isinstance(problem, torch.OutOfMemoryError):
+        return told
+    return f"{told}Out of GPU memory: try fewer --workers, a smaller --profile or batch_size, or --device cpu.\n"
 
 
 def _adapt(recipe: Recipe, cell: Cell) -> Recipe:

@@ -141,10 +141,8 @@ class Cell:
         one_of("defense", self.defense, LABELS)
         one_of("profile", self.profile, PROFILES)
         integer("seed", self.seed, 0, 2**31 - 1)
-        if self.attack == "none":
-            object.__setattr__(self, "poison_ratio", 0.0)
-        else:
-            check_poison_ratio(self.poison_ratio)
+        ratio = 0.0 if self.attack == "none" else check_poison_ratio(self.poison_ratio)
+        object.__setattr__(self, "poison_ratio", ratio)
         if PROFILES[self.profile].data == "embedded" and self.dataset != "mnist":
             raise ConfigError(
                 f"profile={self.profile!r} has only the digits that a package ships; for dataset={self.dataset!r} "
@@ -155,13 +153,11 @@ class Cell:
         else:
             check_clean_size(self.clean_size, self.dataset)
         kept = []
-        for name, value in sorted(dict(self.switches).items()):
-            one_of("switch", name, SWITCHES)
-            one_of(name, value, SWITCHES[name].values)
+        for name, value in check_switches(self.switches):
             bears = {self.defense, self.attack} & set(SWITCHES[name].applies)
             if bears and value != SWITCHES[name].values[0]:
                 kept.append((name, value))
-        object.__setattr__(self, "switches", tuple(kept))
+        object.__setattr__(self, "switches", tuple(sorted(kept)))
 
     def switch(self, name: str) -> str:
         """The value of a switch: the intended one unless this cell departs from it."""
@@ -238,14 +234,28 @@ def check_poison_ratio(value: Any) -> float:
     return float(value)
 
 
+def check_switches(value: Any) -> list[tuple[str, str]]:
+    """Known switches with known values, each at most once, from pairs of names and values or a dictionary of them."""
+    try:
+        pairs = [(name, turned) for name, turned in (value.items() if isinstance(value, dict) else value)]
+    except (TypeError, ValueError):
+        raise ConfigError(f"switches={value!r} is not understood; write pairs such as (('init', 'random'),).") from None
+    for name, turned in pairs:
+        one_of("switch", name, SWITCHES)
+        one_of(name, turned, SWITCHES[name].values)
+    if len(dict(pairs)) < len(pairs):
+        raise ConfigError(f"switches={value!r} turns a switch twice; name each once.")
+    return pairs
+
+
 def parse_seeds(value: Any) -> tuple[int, ...]:
     """Seeds from 3, "0-2", "0,4,7" or a list, in order and without repeats."""
     problem = ConfigError(f"seeds={value!r} is not understood; write 0, '0-2', '0,4,7' or [0, 1].")
     if isinstance(value, str):
         found: list[int] = []
         for part in value.split(","):
-            ends = part.strip().split("-")
-            if len(ends) > 2 or not all(e.strip().isdecimal() for e in ends):
+            ends = [end.strip() for end in part.split("-")]
+            if len(ends) > 2 or not all(end.isdecimal() and len(end) <= 10 for end in ends):
                 raise problem
             low, high = int(ends[0]), int(ends[-1])
             if high < low or high - low > 1000:
@@ -255,15 +265,13 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
         found = list(value)
     else:
         found = [value]
-    if not found or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in found):
+    if not found or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**31 for s in found):
         raise problem
     return tuple(dict.fromkeys(found))
 
 
 def parse_names(name: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """Names from "all", "a", "a,b" or a list, in the order of `allowed`."""
-    if value == "all":
-        return allowed
     parts = [p.strip() for p in value.split(",")] if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not parts:
         raise ConfigError(f"{name}={value!r} is not understood; write 'all' or names among: {', '.join(allowed)}.")

@@ -168,9 +168,10 @@ def _from_torchvision(name: str) -> tuple[np.ndarray, ...]:
 
 def _ways_out(name: str, problem: str) -> str:
     return (
-        f"{name} is not at hand: the download failed ({problem}). Three ways out: (1) connect to the network and "
-        f"run again; (2) set PURIFIER_DATA to a folder that holds {name}/train-00000-of-00001.parquet and "
-        f"{name}/test-00000-of-00001.parquet; (3) use profile 'quick', which needs no download."
+        f"{name} is not at hand: the download failed ({problem}). Three ways out: (1) connect to the network and run "
+        f"again, after removing {ROOT / name} if a damaged download lies there; (2) set PURIFIER_DATA to a folder that "
+        f"holds {name}/train-00000-of-00001.parquet and {name}/test-00000-of-00001.parquet; (3) use profile 'quick', "
+        "which needs no download."
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from purifier_core.config import GRANULARITIES, TARGET_CLASS, Cell
 from purifier_core.purifier import Purified
-from purifier_core.training import to_float
+from purifier_core.training import classes, to_float
 
 PROFILED = "resnet18"
 """The network of Figures 10 to 12: its records hold the activations of the last convolution block."""
@@ -48,14 +48,14 @@ def diagnose(
     """
     hits = torch.zeros(len(purified.sites), device=images.device)
     right = agree = oracle = label = mask = torch.zeros((), device=images.device)
-    classes = purified.units()[0].head.out_features
-    shift = torch.randint(1, classes, (len(labels),), generator=torch.Generator().manual_seed(0)).to(labels.device)
-    others = (labels + shift) % classes
+    count = purified.units()[0].head.out_features
+    shift = torch.randint(1, count, (len(labels),), generator=torch.Generator().manual_seed(0)).to(labels.device)
+    others = (labels + shift) % count
     for x, y, other in zip(*(t.split(batch_size) for t in (images, labels, others)), strict=True):
         batch = to_float(x)
         logits, heads = purified.with_heads(batch)
         guesses = [a.argmax(1) for a in heads]
-        answers = logits.argmax(1)
+        answers = classes(logits)
         hits = hits + torch.stack([(g == y).sum() for g in guesses])
         right, agree = right + (answers == y).sum(), agree + (answers == guesses[0]).sum()
         if not foreign:

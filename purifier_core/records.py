@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -19,6 +19,11 @@ from purifier_core.config import Cell, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository: `data/` is found from the package, whatever the working directory."""
+
+_ROOM = (
+    "make room or permit writing there, or set PURIFIER_HOME to a folder that can hold records and models; "
+    "what is recorded stays, and the same run goes on with the rest."
+)
 
 
 def home() -> Path:
@@ -61,6 +66,13 @@ class CorruptRecord(ValueError):
     """A record file that is truncated, altered or not a record."""
 
 
+def current(records: Iterable[Record]) -> tuple[dict[Cell, Record], dict[Cell, Record]]:
+    """The finished and the failed records of today's code by cell; a cell that has both counts as finished."""
+    mine = [record for record in records if not record.stale]
+    done = {record.cell: record for record in mine if not record.failed}
+    return done, {record.cell: record for record in mine if record.failed and record.cell not in done}
+
+
 class Store:
     """The records below a folder, and the cached models beside it."""
 
@@ -80,7 +92,9 @@ class Store:
         pattern = self.path(cell, fingerprint or "*")
         for path in sorted(pattern.parent.glob(pattern.name)):
             record = self._read_or_warn(path)
-            if record and not record.failed and not record.stale and record.cell == cell:
+            if record is None or record.failed or record.stale:
+                continue
+            if record.cell == cell and fingerprint in ("", record.data["fingerprint"]):
                 return record
         return None
 
@@ -93,9 +107,8 @@ class Store:
     def save(self, record: Record) -> Path:
         """Write a record atomically; a finished one replaces the cell's failed one."""
         path = self.path(record.cell, record.data.get("fingerprint", ""), record.failed)
-        content = json.loads(json.dumps(asdict(record)))
-        content["sha256"] = _digest(content)
-        write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
+        content = _file(json.loads(json.dumps(asdict(record))))
+        write_atomically(path, lambda part: part.write_bytes(content))
         if not record.failed:
             self.path(record.cell, record.data["fingerprint"], failed=True).unlink(missing_ok=True)
         return path
@@ -108,10 +121,7 @@ class Store:
                 with tempfile.TemporaryFile(dir=folder) as probe:
                     probe.write(b"0" * 4096)
             except OSError as problem:
-                raise ConfigError(
-                    f"{folder} cannot be written ({problem.strerror}); make room or permit writing there, or set "
-                    "PURIFIER_HOME to a folder that can hold records and models."
-                ) from problem
+                raise ConfigError(f"{folder} cannot be written ({problem.strerror}); {_ROOM}") from problem
 
     def _read_or_warn(self, path: Path) -> Record | None:
         try:
@@ -124,32 +134,37 @@ class Store:
 def read(path: Path) -> Record:
     """Read one record file. Raises CorruptRecord unless it is whole and unaltered."""
     try:
-        content = json.loads(path.read_text())
-        claimed = content.pop("sha256")
-        if claimed != _digest(content):
+        written = path.read_bytes()
+        content = json.loads(written)
+        del content["sha256"]
+        if written != _file(content):
             raise CorruptRecord(f"{path} does not match its checksum")
         raw = content.pop("cell")
         raw["switches"] = tuple(tuple(pair) for pair in raw["switches"])
         return Record(cell=Cell(**raw), **content)
     except CorruptRecord:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise CorruptRecord(f"{path} is not a whole record ({type(problem).__name__}: {problem})") from problem
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place in one step.
+
+    Raises OSError, with the way out, where the disk is full or the folder cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         with part.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
-    except BaseException:
+    except OSError as problem:
+        raise OSError(problem.errno, f"{problem.strerror}; {_ROOM}", str(path)) from problem
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise
 
 
 def provenance(device: str) -> dict[str, Any]:
@@ -173,8 +188,10 @@ def _git(*words: str) -> str | None:
         return None
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _file(content: dict[str, Any]) -> bytes:
+    """A record file: the content and its checksum, spelled in the one way that `read` believes."""
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(content | {"sha256": checksum}, indent=1) + "\n").encode()
 
 
 def published(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from purifier_core.config import Cell
 from purifier_core.experiments.grids import Experiment
 from purifier_core.profiles import PROFILES
-from purifier_core.records import Record, Store
+from purifier_core.records import Record, Store, current
 
 
 @dataclass
@@ -105,7 +105,7 @@ def look_up(experiment: Experiment, store: Store | None = None, reading: bool = 
     reading = reading or records_only()
     profile, reason, filler = resolve_profile(experiment, store, reading)
     if reading:
-        done = {record.cell for record in store.all() if not (record.failed or record.stale)}
+        done = set(current(store.all())[0])
         experiment = widened(experiment, profile, done)
     results = Results(experiment, profile, reason, filler=filler)
     found = _found(experiment, profile, store)
@@ -189,6 +189,7 @@ def run_all(
 def describe(record: Record) -> str:
     """A record in one line."""
     if record.acc is None or record.asr is None:
-        return f"{record.cell} · FAILED: {(record.error or '').strip().splitlines()[-1]}"
+        *_, reason = (record.error or "").strip().split("\n")
+        return f"{record.cell} · FAILED: {reason}"
     seconds = record.effort["seconds"]
     return f"{record.cell} · ACC {100 * record.acc:.2f} % · ASR {100 * record.asr:.2f} % · {seconds:.1f} s"

@@ -6,6 +6,7 @@ A cell needs its backdoored model, and that model may need a clean one; what sev
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import lru_cache
 from multiprocessing import get_context
@@ -72,6 +73,11 @@ def _in_parallel(todo: list[Cell], home: Path, profile: str, device: str, worker
                     for cell in waiting.pop(task):
                         waiting[pool.submit(_task, home, profile, device, [], [cell])] = []
                     yield from task.result()
+        except BrokenProcessPool as problem:
+            raise RuntimeError(
+                "a worker was killed, as the system does where memory runs out; run the same again, with fewer "
+                "--workers: what is recorded stays."
+            ) from problem
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

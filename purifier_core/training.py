@@ -25,7 +25,7 @@ Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class DivergedError(RuntimeError):
-    """Training gave a loss that is not a number; there is no result."""
+    """Training gave a loss or a network that is not a number; there is no result."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,18 @@ def fit(
 def predict(
     model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, batch_size: int = 1000
 ) -> torch.Tensor:
-    """Predicted classes (N,) of uint8 images, on the images' device. The caller sets eval mode."""
-    return torch.cat([model(to_float(piece)).argmax(1) for piece in images.split(batch_size)])
+    """Predicted classes (N,) of uint8 images, on the images' device. The caller sets eval mode.
+
+    Raises DivergedError where an output is not a finite number: the largest of those would pass for a class.
+    """
+    return classes(torch.cat([model(to_float(piece)) for piece in images.split(batch_size)]))
+
+
+def classes(outputs: torch.Tensor) -> torch.Tensor:
+    """The predicted classes (N,) behind outputs (N, K); raises DivergedError as `predict` does."""
+    if not outputs.isfinite().all():
+        raise DivergedError("the network's outputs are no numbers: training diverged; try a smaller learning rate.")
+    return outputs.argmax(1)
 
 
 def share(hits: torch.Tensor) -> float:

@@ -1,5 +1,9 @@
 """Shared by all tests: tiny real inputs, and a results folder of its own for anything that runs."""
 
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -20,3 +24,24 @@ def blobs() -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.randint(0, 100, (96, 3, 8, 8), generator=generator, dtype=torch.uint8)
     images[torch.arange(96), labels] += 120
     return images, labels
+
+
+class Bomb:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def bomb(tmp_path) -> Iterator[bytes]:
+    """A file that would leave another one behind if it were unpickled; none may be there in the end."""
+    mark = tmp_path / "exploded"
+    content = pickle.dumps(Bomb(mark), protocol=2)
+    pickle.loads(content)
+    mark.unlink()  # it does work
+    yield content
+    assert not mark.exists()

@@ -151,6 +151,26 @@ def test_no_copy_and_no_network_names_three_ways_out(tmp_path, monkeypatch):
         data.load("mnist")
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "files"),
+    [
+        ("mnist", "MNIST/processed", ["training.pt", "test.pt"]),
+        ("cifar10", "cifar-10-batches-py", ["batches.meta", "test_batch", *(f"data_batch_{n}" for n in range(1, 6))]),
+        ("mnist", "", ["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"]),
+    ],
+    ids=["mnist", "cifar10", "parquet"],
+)
+def test_code_in_place_of_a_dataset_is_not_run(name, folder, files, bomb, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "file:///nowhere.tar.gz")  # it is not loaded anew
+    monkeypatch.setenv("PURIFIER_DATA", "" if folder else str(tmp_path))
+    (tmp_path / name / folder).mkdir(parents=True)
+    for file in files:
+        (tmp_path / name / folder / file).write_bytes(bomb)
+    with pytest.raises(data.DataError, match=f"{name}.* download"):
+        data.load(name)
+
+
 def test_a_data_folder_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("PURIFIER_DATA", "/no/such/folder")
     with pytest.raises(data.DataError, match=r"PURIFIER_DATA='/no/such/folder' is not a folder"):

@@ -15,22 +15,6 @@ from purifier_core.profiles import PROFILES, Recipe
 BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"poison_ratio": 0.05},
-        {"defense": "cube"},
-        {"clean_size": 4500},
-        {"seed": 1},
-        {"profile": "paper"},
-        {"dataset": "cifar10"},
-        {"switches": (("init", "random"),)},
-    ],
-)
-def test_every_field_is_in_the_key(change):
-    assert dataclasses.replace(BASE, **change).key() != BASE.key()
-
-
 @pytest.mark.parametrize("shrunk", [{"width": 0.5}, {"backdoor": Recipe(1, 0.1)}, {"purifier": (Recipe(1, 0.1),) * 2}])
 def test_the_profiles_settings_are_in_the_key(shrunk, monkeypatch):
     before = BASE.key()

@@ -32,7 +32,7 @@ def parameters(name: str, namespace: Mapping[str, Any], known: Sequence[str]) ->
     given = {
         k: v
         for k, v in namespace.items()
-        if not k.startswith("_") and k not in hidden and not isinstance(v, types.ModuleType) and not callable(v)
+        if k in known or not (k.startswith("_") or k in hidden or isinstance(v, types.ModuleType) or callable(v))
     }
     for unknown in given.keys() - set(known):
         close = difflib.get_close_matches(unknown, known, n=1)

@@ -59,9 +59,9 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in {"clean_size", "poison_ratio"} & {f.name for f in fields(self)}:
             value = getattr(self, name)
-            if value == "all" and name == self.axis:
-                continue
             if isinstance(value, str):
+                if value == "all" and name == self.axis:
+                    continue
                 raise ConfigError(f"{name}={value!r} is not a number; write one{self._or_all(name)}.")
             if name == "clean_size":
                 check_clean_size(value, "mnist")

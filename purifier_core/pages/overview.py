@@ -15,7 +15,7 @@ from purifier_core.experiments.supplement import SUPPLEMENT
 from purifier_core.pages import anomaly, efficiency
 from purifier_core.pages.report import METRICS, estimates, paper_values
 from purifier_core.profiles import PROFILES
-from purifier_core.records import Record, Store
+from purifier_core.records import Record, Store, current
 from purifier_core.runner import Results, look_up, widened
 
 NEAR = 2.0
@@ -64,9 +64,7 @@ def linked(store: Store | None = None) -> pd.DataFrame:
 
 def progress(store: Store | None = None) -> pd.DataFrame:
     """What is done, missing and failed, and the seconds of the done, by experiment and profile."""
-    every = list((store or Store()).all())
-    failed = {r.cell for r in every if r.failed and not r.stale}
-    done = {r.cell: r for r in every if not r.failed and not r.stale}
+    done, failed = current((store or Store()).all())
     lines = {}
     for name, kind in EXPERIMENTS.items():
         for profile in PROFILES:
