@@ -34,7 +34,7 @@ def test_both_sides_take_the_same_steps(digits):
     seen = plain.train(theirs, plain.loader(x, y, plain.TEST), 1, tests)
     here, mine, yours = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (start, ours, theirs))
     assert (mine - here).norm() > 0.01
-    assert (mine - yours).norm() < 0.01 * (mine - here).norm()
+    assert (mine - yours).norm() < 0.05 * (mine - here).norm()
     assert len(seen) == 1
     assert seen[-1][0] == pytest.approx(accuracy(ours, digits.test_images[:200], digits.test_labels[:200]), abs=0.02)
 
