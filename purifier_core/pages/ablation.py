@@ -137,6 +137,6 @@ def figure(results: Results) -> Any:
         axis.set_xlim(-104, 104)
         axis.set_xlabel(f"change of {metric.upper()}, points", fontsize=10)
     axes[0].set_yticks(range(len(changes)), [label(c) for c in changes], fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(max(1, len(changes)) - 0.5, -0.5)
     plt.close(drawing)
     return drawing
