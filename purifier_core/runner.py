@@ -84,13 +84,14 @@ def resolve_profile(experiment: Experiment, store: Store, reading: bool) -> tupl
 def widened(experiment: Experiment, profile: str, done: set[Cell]) -> Experiment:
     """The whole table: every row, and every seed of which each row has a cell (the given seeds where none is so).
 
-    One row alone may be another table's: Figure 13 shares its MNIST cells with Table 3.
+    One row alone may be another table's: Figure 13 shares its MNIST cells with Table 3. Where the rows stand for
+    themselves, one is enough.
     """
     whole = experiment.whole()
 
     def begun(seed: int) -> bool:
         cells = ([whole.cell(column, row, seed, profile) for column in whole.columns()] for row in whole.rows(profile))
-        return all(done & set(row) for row in cells)
+        return (any if whole.rows_apart else all)(done & set(row) for row in cells)
 
     seeds = sorted({cell.seed for cell in done if cell.profile == profile})
     return replace(whole, seeds=[seed for seed in seeds if begun(seed)] or experiment.seeds)

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import pytest
 
-from purifier_core.experiments.beyond import Attacks
+from purifier_core.experiments.beyond import Attacks, Readings, Switches
 from purifier_core.experiments.supplement import SUPPLEMENT, Table3, Table4
 from purifier_core.records import ROOT, Store, read
 from purifier_core.runner import widened
@@ -36,7 +36,7 @@ def test_all_defenses_of_a_seed_start_from_one_backdoored_model():
     assert all(len(found) == 1 for found in models.values())
 
 
-@pytest.mark.parametrize("kind", [*SUPPLEMENT, Attacks], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [*SUPPLEMENT, Attacks, Readings], ids=lambda kind: kind.name)
 def test_every_table_and_figure_is_whole_at_small(kind):
     """Every row, at every seed that each row has begun; at least one."""
     done = {read(path).cell for path in COMMITTED}
@@ -44,10 +44,15 @@ def test_every_table_and_figure_is_whole_at_small(kind):
     assert missing == []
 
 
-@pytest.mark.parametrize("kind", [Table3, Table4], ids=lambda kind: kind.name)
-def test_the_tables_have_three_seeds(kind):
+@pytest.mark.parametrize("kind", [Table3, Table4, Readings], ids=lambda kind: kind.name)
+def test_the_tables_and_readings_have_three_seeds(kind):
     done = {read(path).cell for path in COMMITTED}
     assert len(widened(kind(profile="small"), "small", done).seeds) >= 3
+
+
+def test_every_switch_has_a_seed():
+    done = {read(path).cell for path in COMMITTED}
+    assert set(Switches(profile="small", seeds=0, switch="all").cells("small")) <= done
 
 
 def test_the_committed_records_are_a_few_megabytes():

@@ -148,6 +148,7 @@ class Switches(Experiment):
     name: ClassVar[str] = "switches"
     title: ClassVar[str] = "Switches"
     axis: ClassVar[str] = "switch"
+    rows_apart: ClassVar[bool] = True
 
     clean_size: Any = 3000
     switch: Any = "nad_eval"

@@ -49,6 +49,7 @@ class Experiment:
     title: ClassVar[str]
     axis: ClassVar[str]  # the parameter that the rows are values of
     network: ClassVar[str] = "vgg16"
+    rows_apart: ClassVar[bool] = False  # each row is read for itself, with the seeds that it has
 
     profile: Any = "auto"
     seeds: Any = 0
