@@ -58,6 +58,10 @@ def test_an_effect_within_its_interval_does_not_matter():
     found = ablation.effects(results(*mine))
     assert found[STEPS, "asr"].mean == pytest.approx(20)
     assert not ablation.matters(found[STEPS, "asr"])
+    moved, still, untold = ablation.reading(results(*mine))
+    assert moved.endswith(": none.")
+    assert still.endswith(": none.")
+    assert untold == "Not told by these seeds: anp_steps=16: ANP."
 
 
 def test_another_choice_of_threshold_is_read_off_the_sweep():

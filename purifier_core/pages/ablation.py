@@ -12,7 +12,7 @@ from purifier_core.records import Record
 from purifier_core.runner import Results
 
 MATTERS = 1.0
-"""A change of fewer percentage points than this is listed as without effect, if its interval says so too."""
+"""A change of fewer percentage points than this counts as none, if its interval says so too."""
 
 ANP_POINT = Change("anp_point", "test", "anp")
 """Not a cell of its own: every record of ANP holds ACC and ASR at all thresholds, so another choice is a look-up."""
@@ -62,6 +62,11 @@ def matters(value: Estimate) -> bool:
     return abs(value.mean) >= MATTERS and (value.half_width is None or abs(value.mean) > value.half_width)
 
 
+def negligible(value: Estimate) -> bool:
+    """Whether an effect, with its interval where there is one, stays within MATTERS."""
+    return abs(value.mean) + (value.half_width or 0) < MATTERS
+
+
 def table(results: Results) -> pd.DataFrame:
     """A line for each change: ACC and ASR without and with it, and the difference with its interval, as text."""
     found, both = effects(results), pairs(results)
@@ -89,11 +94,14 @@ def reading(results: Results) -> list[str]:
     if not changes:
         return [f"No record at profile {results.shown} is there yet."]
     moved = [c for c in changes if any(matters(found[c, m]) for m in METRICS)]
-    still = [c for c in changes if c not in moved]
+    still = [c for c in changes if all(negligible(found[c, m]) for m in METRICS)]
+    open_ones = [c for c in changes if c not in moved and c not in still]
     return [
         f"Moves ACC or ASR by {MATTERS:g} point or more (profile {results.shown}), its interval leaving out zero where "
         f"there is one: {'; '.join(map(label, moved)) or 'none'}.",
-        f"Does not: {'; '.join(map(label, still)) or 'none'}.",
+        f"Moves neither by {MATTERS:g} point, nor does its interval reach that far: "
+        f"{'; '.join(map(label, still)) or 'none'}.",
+        f"Not told by these seeds: {'; '.join(map(label, open_ones)) or 'none'}.",
     ]
 
 
