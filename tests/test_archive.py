@@ -54,8 +54,7 @@ def exported(store: Store, path: Path, monkeypatch, *options: str) -> Path:
 
 def stored(one: Record) -> bytes:
     """A record's file."""
-    content = json.loads(json.dumps(asdict(one)))
-    return json.dumps(content | {"sha256": records._digest(content)}).encode()
+    return records._file(json.loads(json.dumps(asdict(one))))
 
 
 def archive(path: Path, members: dict[str, bytes]) -> Path:
@@ -106,7 +105,7 @@ def test_other_numbers_are_told_and_kept_out_unless_asked_for(here, there, tmp_p
     ("content", "reason"),
     [
         (stored(record()).replace(b'"acc": 0.99', b'"acc": 0.98'), "does not match its checksum"),
-        (stored(record())[:-1], "is not a whole record"),
+        (stored(record())[:-3], "is not a whole record"),
         (b"#!/bin/sh\n", "is not a whole record"),
         (b"[" * 100_000, "is not a whole record"),
         (stored(record(error="no")), "is the record of a failure"),
