@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from purifier_core import runner
+from purifier_core import archive, runner
 from purifier_core.config import ATTACKS, ConfigError, integer, one_of
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.grids import Experiment
@@ -50,26 +50,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.add_argument("--figure", metavar="PATH", help="also draw the figure into this file (png, svg)")
             if verb == "run":
                 options.add_argument("--workers", type=_plain, default=1, help="processes that compute, by default 1")
+                options.add_argument(
+                    "--scheduler", help="have the workers of this Dask scheduler compute: tcp://host:port"
+                )
     verbs.add_parser("status", help="what is done, missing and failed, and how long it took")
+    carry = verbs.add_parser(
+        "export", help="put records into one file, to carry to another machine", allow_abbrev=False
+    )
+    carry.add_argument("path", type=Path, metavar="PATH", help="the file to write: NAME.zip or NAME.tar.gz")
+    carry.add_argument("--profile", default="all", help="the records of this profile alone: " + ", ".join(PROFILES))
+    bring = verbs.add_parser("import", help="add the records of such a file to those here", allow_abbrev=False)
+    bring.add_argument("path", type=Path, metavar="PATH", help="the file to read")
+    bring.add_argument("--replace", action="store_true", help="where a record here has other numbers, take the file's")
     chosen = vars(parser.parse_args(arguments))
     verb = chosen.pop("verb")
     try:
         if verb == "status":
             return status(Store())
+        if verb == "export":
+            return export(Store(), **chosen)
+        if verb == "import":
+            return bring_in(Store(), **chosen)
         figure, workers = chosen.pop("figure", None), integer("workers", chosen.pop("workers", 1), 1, 64)
         if figure:
             one_of("the ending of figure", Path(figure).suffix.lower(), (".png", ".svg", ".pdf"))
-        name = chosen.pop("experiment")
+        name, scheduler = chosen.pop("experiment"), chosen.pop("scheduler", None)
         kinds = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
         chosen_ones = [kind(**chosen) for kind in kinds]
         if name == "all":
             chosen_ones = [experiment.whole() for experiment in chosen_ones]
         store = Store()
         if verb == "run":
-            every = runner.run_all(chosen_ones, store, workers=workers)
+            every = runner.run_all(chosen_ones, store, workers=workers, scheduler=scheduler)
         else:
             every = [runner.look_up(experiment, store) for experiment in chosen_ones]
-        return max([show(results, store, figure) for results in every])
+        try:
+            return max([show(results, store, figure) for results in every])
+        except ImportError as problem:  # a machine that only computes
+            missing = f"{problem}; `purifier show` prints them where all packages are installed"
+            print(f"purifier: the results are stored, but cannot be shown here: {missing}.", file=sys.stderr)
+            return int(verb == "show" or any(results.missing for results in every))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with what is missing.", file=sys.stderr)
         return 130
@@ -116,6 +136,24 @@ def status(store: Store) -> int:
     for profile, count in Counter(r.cell.profile for r in every if r.stale).items():
         print(f"{count} records at {profile} come from another version of the code and are not shown.")
     return 1 if failed else 0
+
+
+def export(store: Store, path: Path, profile: str) -> int:
+    """Write the finished records into one file; returns 1 if there are none."""
+    one_of("profile", profile, ("all", *PROFILES))
+    count = archive.export(store, path, None if profile == "all" else profile)
+    of = "" if profile == "all" else f" of profile {profile}"
+    print(
+        f"{count} records{of} in {path}" if count else f"{store.folder} holds no finished records{of}; nothing written."
+    )
+    return 0 if count else 1
+
+
+def bring_in(store: Store, path: Path, replace: bool) -> int:
+    """Add the records of a file to the store; returns 1 if some were refused."""
+    count = archive.merge(store, path, replace, say=print)
+    print(f"{count['imported']} imported, {count['known']} already there, {count['refused']} refused, from {path}")
+    return 1 if count["refused"] else 0
 
 
 def _plain(text: str) -> Any:

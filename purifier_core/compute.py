@@ -1,7 +1,6 @@
 """One cell computed: the backdoored model from the cache or by training, the defense, the final evaluation."""
 
 import hashlib
-import json
 import time
 import traceback
 import warnings
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from purifier_core import data
@@ -25,6 +22,7 @@ from purifier_core.defenses.fine_pruning import fine_pruning
 from purifier_core.defenses.finetuning import finetuning
 from purifier_core.defenses.mcr import mcr
 from purifier_core.defenses.nad import nad
+from purifier_core.locks import locked
 from purifier_core.models import build
 from purifier_core.probes import probe
 from purifier_core.profiles import PROFILES, Recipe
@@ -52,6 +50,11 @@ class Work:
         self._triggers: dict[Cell, Trigger] = {}
         self._model: tuple[Cell, nn.Module, dict[str, Any]] | None = None
 
+    @property
+    def copy(self) -> dict[str, str]:
+        """What a record says of the data: fingerprint and statement of the copy."""
+        return {"fingerprint": self.split.fingerprint, "copy": self.split.copy}
+
     @cached_property
     def _provenance(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
@@ -59,7 +62,7 @@ class Work:
 
     def compute(self, cell: Cell) -> Record:
         """Compute one cell; an exception of the computation becomes a failed record."""
-        record = Record(cell, cell.key(), {"fingerprint": self.split.fingerprint, "copy": self.split.copy})
+        record = Record(cell, cell.key(), self.copy)
         started, begun = time.time(), time.perf_counter()  # the clock on the wall may be set meanwhile
         try:
             with threads(self.profile.threads):
@@ -68,9 +71,8 @@ class Work:
         except Exception as problem:
             return replace(record, error=_told(problem), provenance=self._provenance)
         seen = {"started": round(started), "wall_seconds": round(time.perf_counter() - begun, 2)}
-        return replace(
-            record, **measured, provenance=self._provenance | seen | {"backdoored_model": training["digest"]}
-        )
+        made = self._provenance | seen | {"backdoored_model": training["digest"]}
+        return replace(record, **measured, provenance=made)
 
     def _measure(self, cell: Cell, model: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
         x, y = self.split.test_images, self.split.test_labels
@@ -200,7 +202,7 @@ class Work:
                 self.split.train_images,
                 self.split.train_labels,
                 TARGET_CLASS,
-                lambda: (self._cached(cell.reference()) or self._train(cell.reference()))[0],
+                lambda: self._made(cell.reference())[0],
             )
         return self._triggers[cell]
 
@@ -221,11 +223,18 @@ class Work:
             raise RuntimeError(f"the backdoored model failed before:\n{self._broken[cell]}")
         if self._model is None or self._model[0] != cell:
             try:
-                self._model = (cell, *(self._cached(cell) or self._train(cell)))
+                self._model = (cell, *self._made(cell))
             except Exception as problem:
                 self._broken[cell] = _told(problem)
                 raise
         return self._model[1], self._model[2]
+
+    def _made(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
+        """From the cache, or trained; where another run is training the same model, this one waits for it."""
+        if found := self._cached(cell):
+            return found
+        with locked(self.store, self._cache_path(cell).stem, wait=True):
+            return self._cached(cell) or self._train(cell)
 
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         images, labels = self._poisoned(cell)
@@ -242,8 +251,7 @@ class Work:
         )
         state = {n: t.detach().contiguous().cpu() for n, t in model.state_dict().items()}
         notes = {"digest": _tensor_digest(state), "effort": asdict(effort)}
-        content = save(state, {"notes": json.dumps(notes)})
-        write_atomically(self._cache_path(cell), lambda part: part.write_bytes(content))
+        write_atomically(self._cache_path(cell), lambda part: torch.save({"state": state, "notes": notes}, part))
         return model, notes
 
     def _cached(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]] | None:
@@ -251,21 +259,19 @@ class Work:
         if not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                state = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (not a mapping)
-                notes = json.loads(file.metadata()["notes"])
+            cached = torch.load(path, weights_only=True)  # tensors and plain values, no code
+            state, notes, model = cached["state"], cached["notes"], self._blank(cell)
             if notes["digest"] != _tensor_digest(state):
                 raise ValueError("the weights do not match their checksum")
-            model = self._blank(cell)
             model.load_state_dict(state)
             return model.eval(), notes
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+        except Exception as problem:  # a damaged file raises many types
             warnings.warn(f"{path} is damaged ({problem}); the model is trained again", stacklevel=2)
             return None
 
     def _cache_path(self, cell: Cell) -> Path:
         name = f"{cell.dataset}-{cell.network}-{cell.attack}-{cell.poison_ratio:g}-s{cell.seed}-{cell.profile}"
-        return self.store.models / f"{name}-{cell.key()}-{self.split.fingerprint}.safetensors"
+        return self.store.models / f"{name}-{cell.key()}-{self.split.fingerprint}.pt"
 
     def _blank(self, cell: Cell) -> nn.Module:
         model = build(cell.network, self.split.num_classes, self.profile.width, derive(cell.seed, "init"))

@@ -74,11 +74,11 @@ def current(records: Iterable[Record]) -> tuple[dict[Cell, Record], dict[Cell, R
 
 
 class Store:
-    """The records below a folder, and the cached models beside it."""
+    """The records below a folder; beside them the cached models, and the locks of those who compute."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = (folder or home()) / "results"
-        self.models = (folder or home()) / "models"
+        self.home = (folder or home()).absolute()  # as a worker on another machine may need it
+        self.folder, self.models, self.locks = (self.home / name for name in ("results", "models", "locks"))
 
     def path(self, cell: Cell, fingerprint: str, failed: bool = False) -> Path:
         """Where a cell's record lies: readable parts first, then the content key and the data's fingerprint."""
@@ -115,7 +115,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Raise ConfigError now, before hours of work, if nothing can be written."""
-        for folder in (self.folder, self.models):
+        for folder in (self.folder, self.models, self.locks):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder) as probe:
@@ -134,18 +134,25 @@ class Store:
 def read(path: Path) -> Record:
     """Read one record file. Raises CorruptRecord unless it is whole and unaltered."""
     try:
-        written = path.read_bytes()
+        return parse(path.read_bytes(), str(path))
+    except OSError as problem:
+        raise CorruptRecord(f"{path} cannot be read ({problem.strerror})") from problem
+
+
+def parse(written: bytes, name: str) -> Record:
+    """The record in a file's content; `name` is for the message. Raises CorruptRecord as `read` does."""
+    try:
         content = json.loads(written)
         del content["sha256"]
         if written != _file(content):
-            raise CorruptRecord(f"{path} does not match its checksum")
+            raise CorruptRecord(f"{name} does not match its checksum")
         raw = content.pop("cell")
         raw["switches"] = tuple(tuple(pair) for pair in raw["switches"])
         return Record(cell=Cell(**raw), **content)
     except CorruptRecord:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise CorruptRecord(f"{path} is not a whole record ({type(problem).__name__}: {problem})") from problem
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise CorruptRecord(f"{name} is not a whole record ({type(problem).__name__}: {problem})") from problem
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -4,12 +4,13 @@ Torch comes in only where something is computed, so that records can be read wit
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from purifier_core.config import Cell
+from purifier_core.config import Cell, ConfigError
 from purifier_core.experiments.grids import Experiment
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store, current
@@ -159,8 +160,14 @@ def run_all(
     store: Store | None = None,
     say: Callable[[str], Any] = print,
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> list[Results]:
-    """`run` for several experiments at once, which compute what they share only once."""
+    """`run` for several experiments at once, which compute what they share only once.
+
+    `scheduler`, the address of a Dask scheduler, has its workers compute; they must share the store's folder.
+    """
+    if scheduler is not None:
+        _check_scheduler(scheduler, experiments, workers)
     store = store or Store()
     every = [look_up(experiment, store) for experiment in experiments]
     for line in dict.fromkeys(results.headline for results in every):
@@ -178,13 +185,24 @@ def run_all(
         mine = [r for r in unfinished if (r.profile, r.experiment.device) == (profile, device)]
         missing = {cell.dataset for results in mine for cell in results.missing}
         cells = [c for results in mine for c in results.experiment.cells(profile) if c.dataset in missing]
-        found = compute(list(dict.fromkeys(cells)), store, profile, device, report, workers)
+        found = compute(list(dict.fromkeys(cells)), store, profile, device, report, say, workers, scheduler)
         for results in mine:
             known = {record.cell: record for record in results.records} | found
             there = {cell: known.get(cell) for cell in results.experiment.cells(profile)}
             results.failed = [record for record in there.values() if record and record.failed]
             results.sort_out({cell: None if record in results.failed else record for cell, record in there.items()})
     return every
+
+
+def _check_scheduler(address: str, experiments: Sequence[Experiment], workers: int) -> None:
+    if not re.fullmatch(r"(tcp|tls|ws|wss|ucx)://\S+:\d+", address):
+        raise ConfigError(f"scheduler={address!r} is no address; write tcp://host:port, as `dask scheduler` prints it.")
+    if workers > 1:
+        raise ConfigError(f"workers={workers} are processes of this machine; with a scheduler leave them out.")
+    if any(experiment.profile == "auto" for experiment in experiments):
+        raise ConfigError(
+            f"profile='auto' goes by this machine, but others compute; with a scheduler allowed: {', '.join(PROFILES)}."
+        )
 
 
 def describe(record: Record) -> str:

@@ -1,22 +1,39 @@
-"""Cells to records: by this process one after the other, or by several at once.
+"""Cells to records: by this process one after the other, by several at once, or by the workers of a Dask cluster.
 
-A cell needs its backdoored model, and that model may need a clean one; what several cells share is made once.
+A cell needs its backdoored model, and that model may need a clean one; what several cells share is made once. Other
+runs may be at work on the same folder: a cell that one of them has locked is left to it, and looked for at the end.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from purifier_core.compute import Work
-from purifier_core.config import Cell
+from purifier_core.config import Cell, ConfigError
+from purifier_core.locks import locked
 from purifier_core.profiles import PROFILES, Profile
-from purifier_core.records import Record, Store
+from purifier_core.records import Record, Store, provenance
+
+Submit = Callable[..., Future[Any]]
+"""From a function and its arguments to the future of its value, computed by another process."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know of a run. `run` tells runs apart for workers that outlive them."""
+
+    home: Path
+    profile: Profile
+    device: str
+    run: str = field(default_factory=lambda: uuid4().hex)
 
 
 def compute(
@@ -25,78 +42,148 @@ def compute(
     profile: str,
     device: str,
     report: Callable[[Record, int, int], Any],
+    say: Callable[[str], Any] = print,
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> dict[Cell, Record]:
     """The record of every cell, failed ones included: found on the data that is at hand, or computed and stored.
 
-    `report` is called after each computation with the record, how many are done, and how many there are to do.
+    By as many processes of this machine as `workers`, or by those of the Dask cluster whose `scheduler` has this
+    address. `report` is called for each record that was not there, with how many are done and how many were to do.
     """
     store.check_writable()
-    works = {dataset: Work(store, profile, dataset, device) for dataset in dict.fromkeys(c.dataset for c in cells)}
-    # Records on another copy of the data do not count beside new ones: a table holds one copy.
-    found = {cell: store.find(cell, works[cell.dataset].split.fingerprint) for cell in cells}
-    done = {cell: record for cell, record in found.items() if record}
-    todo = [cell for cell in cells if cell not in done]
-    if workers > 1:
-        works.clear()
-        records = _in_parallel(todo, store.folder.parent, profile, device, workers)
-    else:
-        records = (_saved(works[cell.dataset], cell) for cell in todo)
-    for number, record in enumerate(records, start=1):
-        done[record.cell] = record
-        report(record, number, len(todo))
+    job = Job(store.home, PROFILES[profile], device)
+    datasets = dict.fromkeys(cell.dataset for cell in cells)
+    with _elsewhere(job, workers, scheduler, say) as (submit, lost):
+        if submit and scheduler:
+            copies = {dataset: submit(_copy, job, dataset).result() for dataset in datasets}
+        else:
+            works = {dataset: Work(store, profile, dataset, device) for dataset in datasets}
+            copies = {dataset: work.copy for dataset, work in works.items()}
+        # Records on another copy of the data do not count beside new ones: a table holds one copy.
+        found = {cell: store.find(cell, copies[cell.dataset]["fingerprint"]) for cell in cells}
+        done = {cell: record for cell, record in found.items() if record}
+        todo = [cell for cell in cells if cell not in done]
+        if submit:
+            works = {}
+            run = partial(_by_others, submit, lost, job)
+        else:
+            run = partial(_by_this, works)
+        for number, record in enumerate(_with_those_left(todo, run, say), start=1):
+            if not record.data:  # no worker lived to store it
+                record = replace(record, data=copies[record.cell.dataset])
+                store.save(record)
+            done[record.cell] = record
+            report(record, number, len(todo))
     return done
 
 
-def _saved(work: Work, cell: Cell) -> Record:
-    record = work.compute(cell)
-    work.store.save(record)
-    return record
+def _with_those_left(todo: list[Cell], run: Any, say: Callable[[str], Any]) -> Iterator[Record]:
+    """What `run` finds or computes; at the end what it left because other runs were at it."""
+    left = []
+    for found in run(todo, False):
+        if isinstance(found, Cell):
+            left.append(found)
+        else:
+            yield found
+    if left:
+        say(f"{len(left)} cells are being computed by another run on the same folder; waiting for it.")
+        yield from run(left, True)
 
 
-def _in_parallel(todo: list[Cell], home: Path, profile: str, device: str, workers: int) -> Iterator[Record]:
+def _by_this(works: dict[str, Work], todo: list[Cell], wait_for_others: bool) -> Iterator[Record | Cell]:
+    return (_settled(works[cell.dataset], cell, wait_for_others) for cell in todo)
+
+
+def _settled(work: Work, cell: Cell, wait_for_others: bool) -> Record | Cell:
+    """The cell's record, computed unless another run did so; the cell, if another is at it and is not waited for."""
+    path = work.store.path(cell, work.split.fingerprint)
+    with locked(work.store, f"{path.parent.name}-{path.stem}", wait_for_others) as mine:
+        if not mine:
+            return cell
+        if record := work.store.find(cell, work.split.fingerprint):
+            return record
+        record = work.compute(cell)
+        work.store.save(record)
+        return record
+
+
+@contextmanager
+def _elsewhere(
+    job: Job, workers: int, scheduler: str | None, say: Callable[[str], Any]
+) -> Iterator[tuple[Submit | None, tuple[type[Exception], ...]]]:
+    """How to have other processes compute, None if none are to, and the exceptions which say that a task killed them.
+
+    Whatever ends the block, nothing that was submitted in it begins any more.
+    """
+    if scheduler:
+        try:
+            from purifier_core import cluster
+        except ImportError as problem:
+            raise ConfigError(
+                f"scheduler={scheduler!r} needs Dask ({problem}); install it with: pip install -e '.[cluster]'"
+            ) from problem
+        with cluster.connected(scheduler, job.home, job.run, job.device, say) as submit:
+            yield submit, cluster.LOST
+    elif workers > 1:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            try:
+                yield pool.submit, ()
+            except BrokenProcessPool as problem:
+                raise RuntimeError(
+                    "a worker was killed, as the system does where memory runs out; run the same again, with fewer "
+                    "--workers: what is recorded stays."
+                ) from problem
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    else:
+        yield None, ()
+
+
+def _by_others(
+    submit: Submit, lost: tuple[type[Exception], ...], job: Job, todo: list[Cell], wait_for_others: bool
+) -> Iterator[Record | Cell]:
     """Backdoored models first, those that share a clean model in one task; then their defenses, each a task."""
     groups: dict[Cell, list[Cell]] = {}
     for cell in todo:
         start = cell.backdoored()
         groups.setdefault(start.reference() if start.needs_reference else start, []).append(cell)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (PROFILES[profile],)) as pool:
-        waiting: dict[Future[list[Record]], list[Cell]] = {}
-        try:
-            for mine in sorted(groups.values(), key=len, reverse=True):
-                starts = list(dict.fromkeys(cell.backdoored() for cell in mine))
-                undefended = [cell for cell in mine if cell in starts]
-                task = pool.submit(_task, home, profile, device, starts, undefended)
-                waiting[task] = [cell for cell in mine if cell not in starts]
-            while waiting:
-                for task in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    for cell in waiting.pop(task):
-                        waiting[pool.submit(_task, home, profile, device, [], [cell])] = []
-                    yield from task.result()
-        except BrokenProcessPool as problem:
-            raise RuntimeError(
-                "a worker was killed, as the system does where memory runs out; run the same again, with fewer "
-                "--workers: what is recorded stays."
-            ) from problem
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    waiting: dict[Future[list[Record | Cell]], tuple[list[Cell], list[Cell]]] = {}  # a task's cells, and those after it
+    for mine in sorted(groups.values(), key=len, reverse=True):
+        starts = list(dict.fromkeys(cell.backdoored() for cell in mine))
+        undefended, defended = [c for c in mine if c in starts], [c for c in mine if c not in starts]
+        waiting[submit(_task, job, starts, undefended, wait_for_others)] = undefended, defended
+    while waiting:
+        for task in wait(waiting, return_when=FIRST_COMPLETED).done:
+            cells, after = waiting.pop(task)
+            try:
+                found = task.result()
+            except lost as problem:
+                error = f"{type(problem).__name__}: {problem}"
+                yield from (Record(c, c.key(), {}, error=error, provenance=provenance("lost")) for c in cells + after)
+                continue
+            for cell in after:
+                waiting[submit(_task, job, [], [cell], wait_for_others)] = [cell], []
+            yield from found
 
 
-def _begin(profile: Profile) -> None:
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
-    PROFILES[profile.name] = profile  # a caller may have changed it
-
-
-def _task(home: Path, profile: str, device: str, starts: list[Cell], cells: list[Cell]) -> list[Record]:
-    """In a worker: make the models of `starts`, then compute `cells`; all are of one dataset."""
-    work = _work(home, profile, (starts or cells)[0].dataset, device)
+def _task(job: Job, starts: list[Cell], cells: list[Cell], wait_for_others: bool) -> list[Record | Cell]:
+    """In a worker: make the models of `starts`, then settle `cells`; all are of one dataset."""
+    work = _work(job, (starts or cells)[0].dataset)
     for start in starts:
         with suppress(Exception):  # the cells that need this model fail with it, and are recorded so
             work.prepare(start)
-    return [_saved(work, cell) for cell in cells]
+    return [_settled(work, cell, wait_for_others) for cell in cells]
+
+
+def _copy(job: Job, dataset: str) -> dict[str, str]:
+    """In a worker: the copy of the data that it computes on."""
+    return _work(job, dataset).copy
 
 
 @lru_cache(maxsize=1)
-def _work(home: Path, profile: str, dataset: str, device: str) -> Work:
-    return Work(Store(home), profile, dataset, device)
+def _work(job: Job, dataset: str) -> Work:
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
+    PROFILES[job.profile.name] = job.profile  # a caller may have changed it
+    return Work(Store(job.home), job.profile.name, dataset, job.device)

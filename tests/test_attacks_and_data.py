@@ -1,6 +1,7 @@
 """Data and BadNets: exact pixels, exact counts, nested subsets, and copies that are whole or refused."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,23 @@ def test_prepared_copy_is_read_and_damage_is_refused(tmp_path, monkeypatch):
     parquet(tmp_path / "mnist", grey[:4], [0, 1, 2, 77], "test")
     with pytest.raises(data.DataError, match="labels outside"):
         data.load("mnist")
+
+
+def test_a_decoded_copy_is_the_same_data_without_pillow(tmp_path, monkeypatch):
+    monkeypatch.setenv("PURIFIER_DATA", str(tmp_path / "encoded"))
+    pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (28, 28), np.uint8)) for k in range(12)]
+    for part in ("train", "test"):
+        parquet(tmp_path / "encoded" / "mnist", pictures, [k % 10 for k in range(12)], part)
+    encoded = data.load("mnist")
+    data.decode("mnist", tmp_path / "decoded")
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as if it were not installed
+    with pytest.raises(data.DataError, match=r"pip install pyarrow pillow.*decode\('mnist'"):
+        data.load("mnist")
+    monkeypatch.setenv("PURIFIER_DATA", str(tmp_path / "decoded"))
+    decoded = data.load("mnist")
+    assert (decoded.fingerprint, decoded.copy) == (encoded.fingerprint, encoded.copy)
+    assert torch.equal(decoded.train_images, encoded.train_images)
+    assert torch.equal(decoded.test_labels, encoded.test_labels)
 
 
 def test_no_copy_and_no_network_names_three_ways_out(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from purifier_core.config import Cell
 from purifier_core.experiments.beyond import Attacks
 from purifier_core.experiments.supplement import Table3
 from purifier_core.pages import gallery, overview
-from purifier_core.probes import png
+from purifier_core.probes import picture
 from purifier_core.records import Record, Store, published
 from purifier_core.runner import Results
 
@@ -30,7 +30,7 @@ def store(tmp_path, monkeypatch) -> Store:
 
 def test_the_gallery_shows_what_is_there(tmp_path):
     grey = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
-    sample = {"clean": png(grey[0]), "triggered": png(badnets(grey)[0])}
+    sample = {"clean": picture(grey[0]), "triggered": picture(badnets(grey)[0])}
     mine = [record(Cell(profile="small"), 0.99, 1.0, sample=sample)]
     mine += [record(Cell(attack="cl", profile="small"), 0.98, 0.003)]  # an old record, without a picture
     results = Results(Attacks(dataset="mnist"), "small", "as asked", mine)

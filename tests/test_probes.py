@@ -12,7 +12,7 @@ from torch import nn
 from purifier_core.attacks import badnets
 from purifier_core.config import Cell
 from purifier_core.models import build
-from purifier_core.probes import activations, diagnose, png, probe
+from purifier_core.probes import activations, diagnose, picture, probe
 from purifier_core.purifier import attach
 from purifier_core.training import to_float
 
@@ -73,7 +73,7 @@ def test_which_records_hold_what(images):
     stamped = badnets(x[y != 5])
     undefended = probe(Cell("cifar10", "resnet18", profile="small"), network, x, y, stamped)
     assert set(undefended) == {"activations", "sample"}
-    assert undefended["sample"] == {"clean": png(x[0]), "triggered": png(stamped[0])}
+    assert undefended["sample"] == {"clean": picture(x[0]), "triggered": picture(stamped[0])}
     tuned = Cell("cifar10", "resnet18", defense="finetuning", clean_size=2500, profile="small")
     assert probe(tuned, network, x, y, stamped) == {}
     plain = build("vgg16", 10, 1 / 16, seed=0).eval()
@@ -82,7 +82,7 @@ def test_which_records_hold_what(images):
 
 def test_a_picture_survives(images):
     image = images[0][0]
-    back = np.asarray(Image.open(io.BytesIO(base64.b64decode(png(image)))))
+    back = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture(image)))))
     assert (torch.tensor(back).permute(2, 0, 1) == image).all()
 
 

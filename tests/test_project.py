@@ -41,8 +41,8 @@ def test_conda_installs_the_same_pins():
     """The conda file pins by reference: its pip section is what the Makefile runs."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *plain, pip = environment["dependencies"]
-    assert pip["pip"] == ["-c constraints.txt", "-e .[book,test]"]
-    assert "-c constraints.txt -e '.[book,test]'" in (ROOT / "Makefile").read_text()
+    assert pip["pip"] == ["-c constraints.txt", "-e .[book,cluster,test]"]
+    assert "-c constraints.txt -e '.[book,cluster,test]'" in (ROOT / "Makefile").read_text()
     assert plain == ["python=3.11", "pip"]
 
 
@@ -96,7 +96,7 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
 
 def test_an_import_only_points_down():
     order = ["profiles", "config", "data", "models", "training", "attacks", "purifier", "defenses", "probes"]
-    order += ["experiments", "records", "compute", "schedule", "runner", "pages", "cli"]
+    order += ["experiments", "records", "archive", "locks", "compute", "cluster", "schedule", "runner", "pages", "cli"]
     for path in (ROOT / "purifier_core").rglob("*.py"):
         parts = path.relative_to(ROOT / "purifier_core").with_suffix("").parts
         if parts == ("__init__",):

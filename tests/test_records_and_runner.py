@@ -65,7 +65,7 @@ def test_run_computes_once_and_shares_the_backdoored_model(store, monkeypatch):
     first = runner.run(table(), say=lambda _: None)
     assert [r.cell.defense for r in first.records] == ["none", "finetuning", "nad"]
     assert len({r.provenance["backdoored_model"] for r in first.records}) == 1
-    assert len(list(store.models.glob("*.safetensors"))) == 1
+    assert len(list(store.models.glob("*.pt"))) == 1
     assert first.records[1].effort["images"] == 200  # one epoch of 5 % of 4,000 images
     monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
     assert runner.run(table(), say=lambda _: None).records == first.records
@@ -77,7 +77,7 @@ def test_every_attack_trains_and_leaves_a_picture(store):
     pictures = {r.diagnostics["sample"]["triggered"] for r in results.records}
     assert len(pictures) == 5
     assert len({r.diagnostics["sample"]["clean"] for r in results.records}) == 1
-    assert len(list(store.models.glob("*-none-0-s0-*.safetensors"))) == 1  # Trojan and CL share one clean model
+    assert len(list(store.models.glob("*-none-0-s0-*.pt"))) == 1  # Trojan and CL share one clean model
 
 
 def test_two_workers_compute_what_one_does(store, tmp_path):
@@ -89,7 +89,7 @@ def test_two_workers_compute_what_one_does(store, tmp_path):
     for one, two in zip(alone, both, strict=True):
         assert [(r.cell, r.acc, r.asr) for r in one.records] == [(r.cell, r.acc, r.asr) for r in two.records]
     assert sum(line.startswith("[") for line in lines) == 5
-    assert len(list(store.models.glob("*.safetensors"))) == 4  # three backdoored, and Trojan's clean one
+    assert len(list(store.models.glob("*.pt"))) == 4  # three backdoored, and Trojan's clean one
 
 
 def test_a_deleted_record_comes_back_with_the_same_numbers(store):
