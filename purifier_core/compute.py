@@ -22,6 +22,7 @@ from purifier_core.defenses.fine_pruning import fine_pruning
 from purifier_core.defenses.finetuning import finetuning
 from purifier_core.defenses.mcr import mcr
 from purifier_core.defenses.nad import nad
+from purifier_core.layout import arrange
 from purifier_core.locks import locked
 from purifier_core.models import build
 from purifier_core.probes import probe
@@ -275,7 +276,7 @@ class Work:
 
     def _blank(self, cell: Cell) -> nn.Module:
         model = build(cell.network, self.split.num_classes, self.profile.width, derive(cell.seed, "init"))
-        return model.to(self.device).to(memory_format=torch.channels_last)
+        return arrange(model.to(self.device))
 
 
 def _told(problem: Exception) -> str:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.layout import BatchNorm2d, fed
+
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of VGG-16's 13 convolutions, block by block."""
 
@@ -44,7 +46,7 @@ class VGG16(nn.Module):
             layers: list[nn.Module] = []
             for wanted in plan:
                 out = max(1, round(width * wanted))
-                unit = (nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+                unit = (nn.Conv2d(channels, out, 3, padding=1), BatchNorm2d(out), nn.ReLU(inplace=True))
                 layers.append(nn.Sequential(*unit))
                 channels = out
             self.add_module(f"block{number}", nn.Sequential(*layers, nn.MaxPool2d(2)))
@@ -58,7 +60,7 @@ class VGG16(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for number in range(1, len(BLOCKS) + 1):
-            x = self.get_submodule(f"block{number}")(x)
+            x = fed(self.get_submodule(f"block{number}"), x)
         return self.classifier(x.flatten(1))
 
 
@@ -68,12 +70,12 @@ class BasicBlock(nn.Module):
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out)
+        self.bn1 = BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out)
+        self.bn2 = BatchNorm2d(out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), BatchNorm2d(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -101,7 +103,7 @@ class ResNet18(nn.Module):
         sizes = [max(1, round(width * c)) for c in (64, 128, 256, 512)]
         channels = sizes[0]
         first = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-        self.stem = nn.Sequential(first, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(first, BatchNorm2d(channels), nn.ReLU(inplace=True))
         for number, (out, stride) in enumerate(zip(sizes, (1, 2, 2, 2), strict=True), start=1):
             self.add_module(f"stage{number}", nn.Sequential(BasicBlock(channels, out, stride), BasicBlock(out, out, 1)))
             channels = out
@@ -113,7 +115,7 @@ class ResNet18(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
         for number in range(1, 5):
-            x = self.get_submodule(f"stage{number}")(x)
+            x = fed(self.get_submodule(f"stage{number}"), x)
         return self.classifier(x.mean((2, 3)))
 
 

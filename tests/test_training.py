@@ -33,7 +33,7 @@ def test_vgg16_is_the_papers():
     model = VGG16(10)
     assert sum(p.numel() for p in model.parameters()) == 15_255_626
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]
-    assert [sum(m.num_features for m in norms if type(m) is kind) for kind in (nn.BatchNorm2d, nn.BatchNorm1d)] == [
+    assert [sum(m.num_features for m in norms if isinstance(m, kind)) for kind in (nn.BatchNorm2d, nn.BatchNorm1d)] == [
         4224,
         1024,
     ]
