@@ -127,6 +127,7 @@ class Work:
                 init=cell.switch("init"),
                 stages=(_adapt(stages[0], cell), _adapt(stages[1], cell)),
                 bn_frozen_stats=cell.switch("bn_frozen_stats") == "yes",
+                graph=True,
                 **common,
             )
             return Defended(purified, purified.effort)
@@ -275,8 +276,8 @@ class Work:
         return self.store.models / f"{name}-{cell.key()}-{self.split.fingerprint}.pt"
 
     def _blank(self, cell: Cell) -> nn.Module:
-        model = build(cell.network, self.split.num_classes, self.profile.width, derive(cell.seed, "init"))
-        return arrange(model.to(self.device))
+        seed = derive(cell.seed, "init")
+        return arrange(build(cell.network, self.split.num_classes, self.profile.width, seed).to(self.device))
 
 
 def _told(problem: Exception) -> str:

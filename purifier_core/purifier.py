@@ -192,6 +192,7 @@ def purify(
     bn_frozen_stats: bool = False,
     augment: Augment = Augment(),
     seed: int = 0,
+    graph: bool = False,
 ) -> Purified:
     """A purified copy of `model`, trained on clean uint8 `images` (N, 3, H, W) and `labels` (N,), in eval mode.
 
@@ -202,6 +203,7 @@ def purify(
     network, as the release does. bn_frozen_stats: BatchNorm keeps the model's statistics in stage 1; the
     release normalises by the batch there and moves the running statistics of the "frozen" backbone.
     sites: by default those of the model's `purifier_sites`; num_classes: by default the width of its output.
+    graph: on a GPU, replay the training step; only for a model whose forward pass is the same every time.
     """
     one_of("init", init, INITS)
     if sites is None:
@@ -240,6 +242,7 @@ def purify(
             augment=augment,
             loss=_joint_loss,
             parameters=heads if alone else None,
+            graph=graph,
             title=f"{granularity} stage {number}",
         )
     return purified

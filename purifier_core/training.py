@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.config import ConfigError, one_of
+from purifier_core.graphs import Replayed
 from purifier_core.profiles import Recipe
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -99,27 +100,36 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.to(memory_format=torch.channels_last).float().div_(255)
 
 
-def augmented(images: torch.Tensor, augment: Augment, generator: torch.Generator) -> Callable[[torch.Tensor], Any]:
-    """A function from indices to augmented float images; one call of this draws a whole epoch's shifts and flips."""
-    count, _, height, width = images.shape
-    device = images.device
-    if augment == NO_AUGMENT:
-        return lambda index: to_float(images[index])
-    shifts = torch.randint(0, 2 * augment.pad + 1, (2, count), generator=generator).to(device)
-    flips = (torch.rand(count, generator=generator) < 0.5).to(device) & augment.flip
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    flipped = columns.flip(0)
-    edge = (0, 0) + (augment.pad,) * 4
+class Augmented:
+    """From indices to augmented float images. `draw` chooses the shifts and flips of a whole epoch; they are written
+    into the same tensors every time, as a CUDA graph wants it."""
 
-    def batch(index: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(images[index].permute(0, 2, 3, 1), edge)  # (B, H + 2p, W + 2p, 3)
-        down = shifts[0, index, None] + rows
+    def __init__(self, images: torch.Tensor, augment: Augment) -> None:
+        self.images = images
+        self.augment = augment
+        count, _, height, width = images.shape
+        device = images.device
+        self.shifts = torch.zeros(2, count, dtype=torch.int64, device=device)
+        self.flips = torch.zeros(count, dtype=torch.bool, device=device)
+        self.rows, self.columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        self.flipped = self.columns.flip(0)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Choose anew, with a generator of the CPU."""
+        if self.augment != NO_AUGMENT:
+            count = len(self.images)
+            self.shifts.copy_(torch.randint(0, 2 * self.augment.pad + 1, (2, count), generator=generator))
+            self.flips.copy_((torch.rand(count, generator=generator) < 0.5) & self.augment.flip)
+
+    def __call__(self, index: torch.Tensor) -> torch.Tensor:
+        if self.augment == NO_AUGMENT:
+            return to_float(self.images[index])
+        padded = F.pad(self.images[index].permute(0, 2, 3, 1), (0, 0) + (self.augment.pad,) * 4)  # (B, H+2p, W+2p, 3)
+        down = self.shifts[0, index, None] + self.rows
         # cropping first and flipping after: the crop's columns are read in reverse
-        across = shifts[1, index, None] + torch.where(flips[index, None], flipped, columns)
-        number = torch.arange(len(index), device=device)[:, None, None]
+        across = self.shifts[1, index, None] + torch.where(self.flips[index, None], self.flipped, self.columns)
+        number = torch.arange(len(index), device=index.device)[:, None, None]
         return padded[number, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2).float().div_(255)
-
-    return batch
 
 
 def batches(order: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
@@ -142,18 +152,23 @@ def fit(
     parameters: Iterable[nn.Parameter] | None = None,
     after_step: Callable[[], Any] | None = None,
     steps: int | None = None,
+    graph: bool | None = None,
     title: str = "training",
 ) -> Effort:
     """Train `model` in place by SGD on uint8 `images` (N, 3, H, W) and `labels` (N,), and leave it in eval mode.
 
     The caller sets train or eval mode beforehand. `parameters`: what to update, all by default. `steps`
-    ends the training after that many batches instead of `recipe.epochs`. The same seed on the CPU gives
-    bit-identical weights. Raises DivergedError as soon as an epoch's mean loss is not finite.
+    ends the training after that many batches instead of `recipe.epochs`. `graph`: whether a GPU may replay the step
+    (see `graphs.Replayed`), by default where the loss is the plain one. The same seed on the CPU gives bit-identical
+    weights. Raises DivergedError as soon as an epoch's mean loss is not finite.
     """
     chosen = list(model.parameters() if parameters is None else parameters)
+    on_gpu = images.device.type == "cuda"
+    rate = torch.tensor(recipe.lr, device=images.device)  # for a GPU, where a graph reads it anew
     optimizer = torch.optim.SGD(
         chosen,
-        lr=recipe.lr,
+        lr=rate if on_gpu else recipe.lr,
+        fused=on_gpu or None,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         dampening=recipe.dampening,
@@ -163,25 +178,40 @@ def fit(
     per_epoch = math.ceil(len(images) / recipe.batch_size)
     epochs = recipe.epochs if steps is None else math.ceil(steps / per_epoch)
     remaining = steps if steps is not None else epochs * per_epoch
+    batch, total = Augmented(images, augment), torch.zeros((), device=images.device)
+
+    def forget() -> None:
+        optimizer.zero_grad(set_to_none=True)
+
+    def eager(piece: torch.Tensor) -> None:
+        forget()
+        value = loss(model, batch(piece), labels[piece])
+        value.backward()
+        optimizer.step()
+        total.add_(value.detach() * len(piece))
+
+    def state() -> list[torch.Tensor]:
+        momentum = [kept for one in optimizer.state.values() for kept in one.values() if kept is not None]
+        return [*chosen, *model.buffers(), *momentum, total]
+
+    graph = loss is cross_entropy if graph is None else graph
+    step = Replayed(eager, recipe.batch_size, len(chosen), state, forget) if on_gpu and graph else eager
     effort = Effort()
     started = time.perf_counter()
     with progress(title, total=min(epochs * len(images), remaining * recipe.batch_size)) as bar:
         for epoch in range(epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr_at(epoch)
+            rate.fill_(recipe.lr_at(epoch))
+            if not on_gpu:
+                optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch)
             order = torch.randperm(len(images), generator=generator).to(images.device)
-            batch = augmented(images, augment, generator)
+            batch.draw(generator)
             pieces = batches(order, recipe.batch_size)[:remaining]
             remaining -= len(pieces)
-            total = torch.zeros((), device=images.device)
+            total.zero_()
             for piece in pieces:
-                optimizer.zero_grad(set_to_none=True)
-                value = loss(model, batch(piece), labels[piece])
-                value.backward()
-                optimizer.step()
+                step(piece)
                 if after_step is not None:
                     after_step()
-                total += value.detach() * len(piece)
                 bar.update(len(piece))
             seen = sum(map(len, pieces))
             mean = float(total) / seen

@@ -14,9 +14,9 @@ from purifier_core.profiles import BACKDOOR, MCR, NAD_STUDENT, Recipe
 from purifier_core.training import (
     NO_AUGMENT,
     Augment,
+    Augmented,
     DivergedError,
     accuracy,
-    augmented,
     batches,
     evaluate,
     fit,
@@ -92,7 +92,8 @@ def test_same_seed_gives_bit_identical_weights(digits):
 
 def test_augmentation_equals_flip_pad_and_crop_one_by_one():
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
-    batch = augmented(images, Augment(flip=True, pad=2), torch.Generator().manual_seed(5))
+    batch = Augmented(images, Augment(flip=True, pad=2))
+    batch.draw(torch.Generator().manual_seed(5))
     replay = torch.Generator().manual_seed(5)
     shifts = torch.randint(0, 5, (2, 50), generator=replay)
     flips = torch.rand(50, generator=replay) < 0.5
@@ -110,7 +111,8 @@ def test_without_flip_nothing_is_mirrored():
     images = torch.zeros(64, 3, 8, 8, dtype=torch.uint8)
     images[:, :, :, 1] = 255  # a line near the left edge; mirrored it would lie near the right one
     for flip in (False, True):
-        batch = augmented(images, Augment(flip, pad=1), torch.Generator().manual_seed(0))
+        batch = Augmented(images, Augment(flip, pad=1))
+        batch.draw(torch.Generator().manual_seed(0))
         assert bool(batch(torch.arange(64))[:, :, :, 4:].any()) is flip
 
 
@@ -146,3 +148,29 @@ def test_evaluate_counts(blobs):
 def test_unknown_device():
     with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda"):
         pick_device("gpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_replayed_step_is_the_eager_one(digits):
+    there, labels = digits.train_images[:1000].cuda(), digits.train_labels[:1000].cuda()
+    found = []
+    for graph in (False, True):
+        model = build("vgg16", 10, 1 / 8, 0).cuda().to(memory_format=torch.channels_last).train()
+        fit(model, there, labels, Recipe(2, 0.01), seed=1, graph=graph)
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in build("vgg16", 10, 1 / 8, 0).cuda().parameters()])
+    assert (found[0] - found[1]).norm() < 0.1 * (found[0] - start).norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_step_that_changes_from_call_to_call_is_not_replayed(blobs):
+    images, labels = (t.cuda() for t in blobs)
+    calls: list[int] = []
+
+    def moody(model, x, y):
+        calls.append(1)
+        return F.cross_entropy(model(x), y) * (len(calls) % 2)
+
+    with pytest.warns(UserWarning, match="cannot be a CUDA graph"):
+        fit(linear().cuda(), images, labels, Recipe(4, 0.1, batch_size=32), seed=0, loss=moody, graph=True)
+    assert len(calls) > 12

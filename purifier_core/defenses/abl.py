@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from purifier_core.defenses import Defended
 from purifier_core.profiles import ABL, Recipe
-from purifier_core.training import NO_AUGMENT, Augment, augmented, cross_entropy, fit
+from purifier_core.training import NO_AUGMENT, Augment, Augmented, cross_entropy, fit
 
 GAMMA = 0.5
 """The loss level below which local gradient ascent turns training back."""
@@ -87,6 +87,7 @@ def sample_losses(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, augment: Augment, seed: int, batch_size: int = 1000
 ) -> torch.Tensor:
     """Cross-entropy of every image (N,), in the model's eval mode."""
-    batch = augmented(images, augment, torch.Generator().manual_seed(seed))
+    batch = Augmented(images, augment)
+    batch.draw(torch.Generator().manual_seed(seed))
     pieces = torch.arange(len(images), device=images.device).split(batch_size)
     return torch.cat([F.cross_entropy(model(batch(i)), labels[i], reduction="none") for i in pieces])
