@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.config import ADAPTIVE
 from purifier_core.training import to_float
 
 Trigger = Callable[[torch.Tensor], torch.Tensor]
@@ -129,7 +130,7 @@ def make_trigger(
 ) -> Trigger:
     """The trigger of an attack. `switch` gives the value of a switch by name; `reference` trains or loads the clean
     model, which Trojan and CL ask for; images and labels are the clean training set."""
-    if attack == "badnets":
+    if attack in ("badnets", *ADAPTIVE):
         return badnets
     if attack == "blend":
         return partial(blend, seed=seed, redraw=switch("blend_noise") == "redraw")

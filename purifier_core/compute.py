@@ -13,23 +13,20 @@ import torch
 from torch import nn
 
 from purifier_core import data
+from purifier_core.adaptive import Attacker
+from purifier_core.apply import adapt, defend
 from purifier_core.attacks import Trigger, asr_set, make_trigger, poison
-from purifier_core.config import GRANULARITIES, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
+from purifier_core.config import ADAPTIVE, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
 from purifier_core.defenses import Defended
 from purifier_core.defenses.abl import abl
-from purifier_core.defenses.anp import anp
-from purifier_core.defenses.fine_pruning import fine_pruning
-from purifier_core.defenses.finetuning import finetuning
-from purifier_core.defenses.mcr import mcr
-from purifier_core.defenses.nad import nad
 from purifier_core.layout import arrange
 from purifier_core.locks import locked
 from purifier_core.models import build
 from purifier_core.probes import probe
-from purifier_core.profiles import PROFILES, Recipe
-from purifier_core.purifier import Purified, purify
+from purifier_core.profiles import PROFILES
+from purifier_core.purifier import Purified
 from purifier_core.records import Record, Store, provenance, write_atomically
-from purifier_core.training import NO_AUGMENT, Augment, evaluate, fit, keep_memory, pick_device, threads
+from purifier_core.training import NO_AUGMENT, Augment, evaluate, fit, keep_memory, pick_device, threads, to_float
 
 
 def derive(seed: int, purpose: str) -> int:
@@ -107,60 +104,13 @@ class Work:
         }
 
     def _defend(self, cell: Cell, model: nn.Module) -> Defended:
-        profile, name = self.profile, cell.defense
         x, y = self.split.train_images, self.split.train_labels
         index = data.clean_indices(len(y), cell.clean_size, PAPER_TRAIN_SIZE[cell.dataset], derive(cell.seed, "clean"))
         integer("clean images", len(index), 20, len(y), f", but clean_size={cell.clean_size} leaves {len(index)}")
         index = index.to(y.device)
-        images, labels = x[index], y[index]
-        common: dict[str, Any] = {"augment": self._augment(cell), "seed": derive(cell.seed, "defense")}
-        finetune, stages = _adapt(profile.finetuning, cell), cell.purifier_stages()
-        if name == "scratch":
-            recipe = replace(_adapt(stages[1], cell), epochs=sum(stage.epochs for stage in stages))
-            return finetuning(self._blank(cell), images, labels, recipe=recipe, **common)
-        if name in GRANULARITIES:
-            purified = purify(
-                model,
-                images,
-                labels,
-                granularity=name,
-                init=cell.switch("init"),
-                stages=(_adapt(stages[0], cell), _adapt(stages[1], cell)),
-                bn_frozen_stats=cell.switch("bn_frozen_stats") == "yes",
-                graph=True,
-                **common,
-            )
-            return Defended(purified, purified.effort)
-        sites: Any = model  # the network names its own sites
-        if name == "finetuning":
-            return finetuning(model, images, labels, recipe=finetune, **common)
-        if name == "fine_pruning":
-            return fine_pruning(
-                model,
-                images,
-                labels,
-                site=sites.last_conv,
-                recipe=_adapt(profile.fine_pruning, cell),
-                select=cell.switch("fp_select"),
-                test=(self.split.test_images, self.split.test_labels),
-                **common,
-            )
-        if name == "mcr":
-            recipe = _adapt(profile.mcr, cell)
-            return mcr(model, images, labels, recipe=recipe, endpoint_recipe=finetune, **common)
-        if name == "nad":
-            return nad(
-                model,
-                images,
-                labels,
-                sites=sites.attention_sites[cell.switch("nad_maps")],
-                recipe=_adapt(profile.nad, cell),
-                teacher_recipe=finetune,
-                result=cell.switch("nad_eval"),
-                **common,
-            )
-        steps = profile.anp_steps if cell.switch("anp_steps") == "profile" else int(cell.switch("anp_steps"))
-        return anp(model, images, labels, recipe=profile.anp, steps=steps, **common)
+        test = self.split.test_images, self.split.test_labels
+        seed = derive(cell.seed, "defense")
+        return defend(cell, self.profile, model, self._blank, x[index], y[index], test, self._augment(cell), seed)
 
     def _abl(self, cell: Cell) -> Defended:
         images, labels = self._poisoned(cell)
@@ -169,7 +119,7 @@ class Work:
             self._blank(cell),
             images,
             labels,
-            stages=(_adapt(stages[0], cell), _adapt(stages[1], cell), _adapt(stages[2], cell)),
+            stages=(adapt(stages[0], cell), adapt(stages[1], cell), adapt(stages[2], cell)),
             remove_isolated=cell.switch("abl_remove_isolated") == "yes",
             score_augmented=cell.switch("abl_score_aug") == "yes",
             augment=self._augment(cell),
@@ -241,16 +191,20 @@ class Work:
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         images, labels = self._poisoned(cell)
         model = self._blank(cell).train()
-        recipe = _adapt(self.profile.backdoored(cell.dataset), cell)
-        effort = fit(
-            model,
-            images,
-            labels,
-            recipe,
-            seed=derive(cell.seed, "backdoor"),
-            augment=self._augment(cell),
-            title=f"backdoored model, seed {cell.seed}",
-        )
+        recipe = adapt(self.profile.backdoored(cell.dataset), cell)
+        options: dict[str, Any] = {
+            "seed": derive(cell.seed, "backdoor"),
+            "augment": self._augment(cell),
+            "title": f"backdoored model, seed {cell.seed}",
+        }
+        if cell.attack in ADAPTIVE:
+            example, seed = to_float(images[:2]), derive(cell.seed, "attacker")
+            attacker = Attacker(cell.attack, model, self.split.num_classes, example, seed)
+            marked = attacker.marked(labels, len(labels) - len(self.split.train_labels))
+            effort = fit(attacker.trained.train(), images, marked, recipe, loss=attacker.loss, **options)
+            model = attacker.result().eval()
+        else:
+            effort = fit(model, images, labels, recipe, **options)
         state = {n: t.detach().contiguous().cpu() for n, t in model.state_dict().items()}
         notes = {"digest": _tensor_digest(state), "effort": asdict(effort)}
         write_atomically(self._cache_path(cell), lambda part: torch.save({"state": state, "notes": notes}, part))
@@ -286,12 +240,6 @@ def _told(problem: Exception) -> str:
     if not isinstance(problem, torch.OutOfMemoryError):
         return told
     return f"{told}Out of GPU memory: try fewer --workers, a smaller --profile or batch_size, or --device cpu.\n"
-
-
-def _adapt(recipe: Recipe, cell: Cell) -> Recipe:
-    if cell.switch("weight_decay") == "dampening":  # SGD allows no dampening with Nesterov momentum
-        return replace(recipe, weight_decay=0.0, dampening=1e-4, nesterov=False)
-    return recipe
 
 
 def _tensor_digest(state: dict[str, torch.Tensor]) -> str:

@@ -20,6 +20,8 @@ PAPER_TRAIN_SIZE = {"mnist": 60_000, "cifar10": 50_000, "gtsrb": 39_209}
 
 NETWORKS = ("vgg16", "resnet18")
 ATTACKS = ("badnets", "trojan", "blend", "sig", "cl")
+ADAPTIVE = ("adaptive_purifier", "adaptive_bound")
+"""BadNets' trigger, taught to a network by an attacker who knows the defense: ours, not the paper's."""
 GRANULARITIES = ("channel", "cube", "feature")
 INITS = ("full", "partial", "random")
 LABELS = {
@@ -34,11 +36,15 @@ LABELS = {
     "cube": "Cube",
     "feature": "Feature",
     "scratch": "From scratch",
+    "bound_channel": "Bound-Channel",
+    "bound_cube": "Bound-Cube",
+    "bound_feature": "Bound-Feature",
 }
-"""Every defense, in the paper's column order, with the paper's name for it; last our control, no defense at all: a
-fresh network of the same kind trained on the clean set, for as long as Purifier."""
+"""Every defense, in the paper's column order, with the paper's name for it. Then ours: a control that is no defense at
+all, a fresh network of the same kind trained on the clean set for as long as Purifier, and bounded activations."""
 
-COMPARED = tuple(name for name in LABELS if name != "scratch")
+BOUNDS = tuple(name for name in LABELS if name.startswith("bound_"))
+COMPARED = tuple(name for name in LABELS if name not in ("scratch", *BOUNDS))
 """The columns of the paper's tables."""
 
 RESULT_VERSION = 1
@@ -83,8 +89,8 @@ NO_CLEAN_DATA = ("none", "abl")
 """What needs no clean set: the undefended model, and ABL, which defends while training on the poisoned data."""
 
 _PURIFIER = GRANULARITIES
-_ALL = tuple(LABELS)
-_CLEAN_DATA = tuple(d for d in LABELS if d not in NO_CLEAN_DATA)
+_ALL = tuple(d for d in LABELS if d not in BOUNDS)
+_TRAINED_ON_CLEAN_DATA = tuple(d for d in LABELS if d not in (*NO_CLEAN_DATA, *BOUNDS))
 
 SWITCHES = {
     "init": Switch(INITS, _PURIFIER, "what Purifier starts from: the given model, all but the wrapped units, nothing"),
@@ -92,7 +98,7 @@ SWITCHES = {
         ("released", "older"), _PURIFIER, "the released learning rates, or those of the release's older compiled files"
     ),
     "bn_frozen_stats": Switch(("no", "yes"), _PURIFIER, "keep BatchNorm statistics still in stage 1"),
-    "defence_aug": Switch(("on", "off"), _CLEAN_DATA, "augment the clean images in the defense"),
+    "defence_aug": Switch(("on", "off"), _TRAINED_ON_CLEAN_DATA, "augment the clean images in the defense"),
     "flip": Switch(("dataset", "always"), ("backdoor", *_ALL), "flip digits and signs too, as the release does"),
     "weight_decay": Switch(
         ("intended", "dampening"), ("backdoor", *_ALL), "1e-4, or 0 with dampening 1e-4 as the release effectively runs"
@@ -137,7 +143,7 @@ class Cell:
     def __post_init__(self) -> None:
         one_of("dataset", self.dataset, PAPER_TRAIN_SIZE)
         one_of("network", self.network, NETWORKS)
-        one_of("attack", self.attack, (*ATTACKS, "none"))
+        one_of("attack", self.attack, (*ATTACKS, *ADAPTIVE, "none"))
         one_of("defense", self.defense, LABELS)
         one_of("profile", self.profile, PROFILES)
         integer("seed", self.seed, 0, 2**31 - 1)
@@ -186,7 +192,7 @@ class Cell:
             found["purifier"] = [_plain(r) for r in self.purifier_stages()]
         elif self.defense == "abl":
             found["abl"] = [_plain(r) for r in profile.abl]
-        elif self.defense != "none":
+        elif self.defense not in ("none", *BOUNDS):  # these have no recipe
             found[self.defense] = _plain(getattr(profile, self.defense))
         if self.defense in ("nad", "mcr"):  # both begin with a finetuned copy
             found["finetuning"] = _plain(profile.finetuning)

@@ -14,14 +14,16 @@ Masks are the raw signed weights, neither normalised nor detached (as in CAS and
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import GRANULARITIES, INITS, one_of
+from purifier_core.config import GRANULARITIES, INITS, ConfigError, one_of
 from purifier_core.profiles import PURIFIER_STAGES, Recipe
+from purifier_core.sites import Wrapped, detach, last_stage, replace, shapes
 from purifier_core.training import Augment, Effort, fit, to_float
 
 
@@ -31,6 +33,7 @@ class _Context:
     def __init__(self) -> None:
         self.labels: torch.Tensor | None = None
         self.logits: list[torch.Tensor] | None = None
+        self.open = False  # masks nothing
 
 
 class Unit(nn.Module):
@@ -45,6 +48,8 @@ class Unit(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         f = self.site(x)
+        if self._context.open:
+            return f
         logits = self.head(_pool(f, self.granularity))
         if self._context.logits is not None:
             self._context.logits.append(logits)
@@ -55,7 +60,7 @@ class Unit(nn.Module):
         return f * rows.reshape(shape)
 
 
-class Purified(nn.Module):
+class Purified(Wrapped):
     """A model with purifier units in it; `forward(x)` gives logits, so it drops in where the model was.
 
     With `labels` the masks are chosen by them (training, or the oracle diagnostic); without, each unit uses
@@ -64,16 +69,13 @@ class Purified(nn.Module):
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[str], granularity: str, context: _Context) -> None:
-        super().__init__()
-        self.model = model
-        self.sites = tuple(sites)
-        self.granularity = granularity
+        super().__init__(model, sites, granularity)
         self.effort = Effort()
         self._context = context
 
     def units(self) -> list[Unit]:
         """The units in the order of `sites`."""
-        return [unit for site in self.sites if isinstance(unit := self.model.get_submodule(site), Unit)]
+        return [unit for unit in self.wrappers() if isinstance(unit, Unit)]
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         if self.training and labels is None:
@@ -88,11 +90,31 @@ class Purified(nn.Module):
         self, x: torch.Tensor, labels: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The logits of the model (N, K), and of every head in the order in which the units run."""
-        self._context.logits = []
+        with self._listening() as heads:
+            return self(x, labels), heads
+
+    def answers(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """`with_heads` with the masks that the heads pick, in training mode too: what an attacker trains against."""
+        with self._listening() as heads:
+            return self.model(x), heads
+
+    @contextmanager
+    def _listening(self) -> Iterator[list[torch.Tensor]]:
+        heads: list[torch.Tensor] = []
+        self._context.logits = heads
         try:
-            return self(x, labels), self._context.logits
+            yield heads
         finally:
             self._context.logits = None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Inside, the units mask nothing."""
+        self._context.open = True
+        try:
+            yield
+        finally:
+            self._context.open = False
 
 
 def _pool(f: torch.Tensor, granularity: str) -> torch.Tensor:
@@ -116,55 +138,16 @@ def attach(
     ValueError for a site that does not exist, does not run, or gives no (N, C, H, W) feature map.
     """
     one_of("granularity", granularity, GRANULARITIES)
-    if not sites or len(set(sites)) != len(sites):
-        raise ValueError(f"sites={list(sites)!r}: name at least one submodule, each once")
     model = copy.deepcopy(model).eval()
-    known = dict(model.named_modules())
-    shapes: dict[str, torch.Size] = {}
-
-    def note(name: str):
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if not isinstance(output, torch.Tensor) or output.ndim != 4:
-                found = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-                raise ValueError(f"site {name!r} gives {found}; a unit needs a feature map of shape (N, C, H, W)")
-            shapes[name] = output.shape
-
-        return hook
-
-    for site in sites:
-        if not site or site not in known:
-            raise ValueError(f"site {site!r} is not a submodule; there are: {', '.join(n for n in known if n)}")
-    hooks = [known[site].register_forward_hook(note(site)) for site in sites]
-    try:
-        with torch.no_grad():
-            model(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    idle = [site for site in sites if site not in shapes]
-    if idle:
-        raise ValueError(f"sites {idle} did not run in the model's forward pass")
+    found = shapes(model, sites, example_input)
     context = _Context()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for site, (_, c, h, w) in shapes.items():
+        for site, (_, c, h, w) in found.items():
             size = {"channel": c, "cube": h * w, "feature": c * h * w}[granularity]
             head = nn.Linear(size, num_classes).to(example_input.device)
-            _set_submodule(model, site, Unit(known[site], granularity, head, context))
-    return Purified(model, tuple(shapes), granularity, context).eval()
-
-
-def detach(purified: Purified) -> nn.Module:
-    """A copy of the model without its units: the original model again if nothing was trained."""
-    bare = copy.deepcopy(purified)
-    for site, unit in zip(bare.sites, bare.units(), strict=True):
-        _set_submodule(bare.model, site, unit.site)
-    return bare.model
-
-
-def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+            replace(model, site, Unit(model.get_submodule(site), granularity, head, context))
+    return Purified(model, tuple(found), granularity, context).eval()
 
 
 def reinitialise(module: nn.Module) -> None:
@@ -194,28 +177,37 @@ def purify(
     seed: int = 0,
     graph: bool = False,
 ) -> Purified:
-    """A purified copy of `model`, trained on clean uint8 `images` (N, 3, H, W) and `labels` (N,), in eval mode.
+    """A purified copy of `model`, trained on clean `images` (N, C, H, W) and `labels` (N,), in eval mode.
 
+    The images are uint8, or float as the model takes them; they lie on the model's device.
     Stage 1 trains the heads alone, stage 2 everything, both on CE(main) + sum of CE(heads).
 
     init: "full" starts from the given model, as the paper describes; "partial" re-initialises the wrapped
     units, as the release would for VGG with its checkpoint read correctly; "random" re-initialises the whole
     network, as the release does. bn_frozen_stats: BatchNorm keeps the model's statistics in stage 1; the
     release normalises by the batch there and moves the running statistics of the "frozen" backbone.
-    sites: by default those of the model's `purifier_sites`; num_classes: by default the width of its output.
+    sites: by default those of the model's `purifier_sites`, else the units of its last stage, which are printed;
+    num_classes: by default the width of its output.
     graph: on a GPU, replay the training step; only for a model whose forward pass is the same every time.
     """
     one_of("init", init, INITS)
-    if sites is None:
-        table = getattr(model, "purifier_sites", None)
-        if table is None:
-            raise ValueError(f"{type(model).__name__} names no purifier_sites; pass sites=[names of submodules]")
-        sites = table[granularity]
+    one_of("granularity", granularity, GRANULARITIES)
+    if images.ndim != 4 or len(images) < 2 or len(images) != len(labels):
+        shown = f"images of shape {tuple(images.shape)} and {len(labels)} labels"
+        raise ConfigError(f"{shown}; needed: at least two images (N, C, H, W), and a label for each.")
     example = to_float(images[:2])
     model = copy.deepcopy(model).eval()
     if num_classes is None:
         with torch.no_grad():
             num_classes = model(example).shape[1]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ConfigError(f"labels from {low} to {high} are out of range; allowed: 0 to {num_classes - 1}.")
+    if sites is None and (table := getattr(model, "purifier_sites", None)):
+        sites = tuple(table[granularity])
+    if sites is None:
+        sites = last_stage(model, example)
+        print(f"{granularity} units at {', '.join(sites)}; name others with sites=[...]")
     if init != "full":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -96,7 +96,9 @@ def cross_entropy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.T
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to float in [0, 1], channels_last; no mean or std is subtracted anywhere."""
+    """uint8 images to float in [0, 1], channels_last; no mean or std is subtracted anywhere. Float images stay."""
+    if images.is_floating_point():
+        return images.to(memory_format=torch.channels_last)
     return images.to(memory_format=torch.channels_last).float().div_(255)
 
 
@@ -129,7 +131,7 @@ class Augmented:
         # cropping first and flipping after: the crop's columns are read in reverse
         across = self.shifts[1, index, None] + torch.where(self.flips[index, None], self.flipped, self.columns)
         number = torch.arange(len(index), device=index.device)[:, None, None]
-        return padded[number, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2).float().div_(255)
+        return to_float(padded[number, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2))
 
 
 def batches(order: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:

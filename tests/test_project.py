@@ -108,7 +108,19 @@ def test_an_import_only_points_down():
         "defenses",
         "probes",
     ]
-    order += ["experiments", "records", "archive", "locks", "compute", "cluster", "schedule", "runner", "pages", "cli"]
+    order += [
+        "experiments",
+        "records",
+        "archive",
+        "locks",
+        "apply",
+        "compute",
+        "cluster",
+        "schedule",
+        "runner",
+        "pages",
+        "cli",
+    ]
     for path in (ROOT / "purifier_core").rglob("*.py"):
         parts = path.relative_to(ROOT / "purifier_core").with_suffix("").parts
         if parts == ("__init__",):

@@ -7,11 +7,11 @@ from dataclasses import fields
 from typing import Any
 
 from purifier_core.config import ConfigError, one_of
-from purifier_core.experiments.beyond import Attacks, Readings, Switches
+from purifier_core.experiments.beyond import Attacks, Defenses, Readings, Switches
 from purifier_core.experiments.grids import Experiment
 from purifier_core.experiments.supplement import SUPPLEMENT
 
-_KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Readings, Switches)
+_KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Defenses, Readings, Switches)
 EXPERIMENTS = {kind.name: kind for kind in _KINDS}
 
 

@@ -3,7 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from purifier_core.config import ATTACKS, GRANULARITIES, INITS, NO_CLEAN_DATA, PAPER_TRAIN_SIZE, Cell, one_of
+from purifier_core.config import (
+    ADAPTIVE,
+    ATTACKS,
+    BOUNDS,
+    COMPARED,
+    GRANULARITIES,
+    INITS,
+    NO_CLEAN_DATA,
+    PAPER_TRAIN_SIZE,
+    Cell,
+    one_of,
+)
 from purifier_core.experiments.grids import Column, Experiment, module
 from purifier_core.experiments.supplement import Table3, share
 from purifier_core.profiles import PROFILES
@@ -40,6 +51,45 @@ class Attacks(Experiment):
         """The cell behind one pair of ACC and ASR."""
         attack, dataset = row
         return Cell(dataset, self.network, attack, float(self.poison_ratio), "none", 0, seed, profile)
+
+
+@dataclass(frozen=True)
+class Defenses(Experiment):
+    """Every defense against every attack on every dataset, attackers who know the defense included.
+
+    Command: `purifier run defenses --profile small`. VGG-16, 10 % of poison, the share of clean images that 3,000 are
+    of MNIST. Columns: the paper's methods, Purifier from the backdoored network, and bounded activations, which are
+    ours. attack and dataset are one name or "all". A profile without downloads has MNIST's digits alone.
+    """
+
+    name: ClassVar[str] = "defenses"
+    title: ClassVar[str] = "Defenses"
+    axis: ClassVar[str] = "attack"
+
+    attack: Any = "all"
+    dataset: Any = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The attacks and datasets asked for, as pairs."""
+        known = (*ATTACKS, *ADAPTIVE) if self.attack == "all" else (self.attack,)
+        datasets = tuple(PAPER_TRAIN_SIZE) if self.dataset == "all" else (self.dataset,)
+        if PROFILES[profile].data == "embedded":
+            datasets = ("mnist",)
+        return tuple((attack, dataset) for dataset in datasets for attack in known)
+
+    def columns(self) -> list[Column]:
+        """No defense, the paper's, and ours."""
+        return [Column(defense) for defense in (*COMPARED, *BOUNDS)]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        attack, dataset = row
+        size = 0 if column.defense in NO_CLEAN_DATA else share(3000, dataset)
+        return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from purifier_core.config import (
+    ADAPTIVE,
     ATTACKS,
     GRANULARITIES,
     INITS,
@@ -69,7 +70,7 @@ class Experiment:
             else:
                 check_poison_ratio(value)
         one_of("profile", self.profile, ("auto", *PROFILES))
-        one_of("attack", self.attack, (*ATTACKS, "all") if self.axis == "attack" else ATTACKS)
+        one_of("attack", self.attack, (*ATTACKS, *ADAPTIVE, "all") if self.axis == "attack" else ATTACKS)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         object.__setattr__(self, "seeds", parse_seeds(self.seeds))
 

@@ -18,6 +18,8 @@ LABELS = {
     "blend": "Blend",
     "sig": "SIG",
     "cl": "CL (patch)",
+    "adaptive_purifier": "BadNets, knows Purifier",
+    "adaptive_bound": "BadNets, knows bounds",
 }
 
 

@@ -1,0 +1,96 @@
+"""Which function with which settings a cell's defense is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from purifier_core.bound import bound
+from purifier_core.config import BOUNDS, GRANULARITIES, Cell
+from purifier_core.defenses import Defended
+from purifier_core.defenses.anp import anp
+from purifier_core.defenses.fine_pruning import fine_pruning
+from purifier_core.defenses.finetuning import finetuning
+from purifier_core.defenses.mcr import mcr
+from purifier_core.defenses.nad import nad
+from purifier_core.profiles import Profile, Recipe
+from purifier_core.purifier import purify
+from purifier_core.training import Augment
+
+
+def adapt(recipe: Recipe, cell: Cell) -> Recipe:
+    """The recipe under the cell's switches."""
+    if cell.switch("weight_decay") == "dampening":  # SGD allows no dampening with Nesterov momentum
+        return replace(recipe, weight_decay=0.0, dampening=1e-4, nesterov=False)
+    return recipe
+
+
+def defend(
+    cell: Cell,
+    profile: Profile,
+    model: nn.Module,
+    blank: Callable[[Cell], nn.Module],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    test: tuple[torch.Tensor, torch.Tensor],
+    augment: Augment,
+    seed: int,
+) -> Defended:
+    """The cell's defense of `model` with the clean images (N, 3, 32, 32) and labels (N,); `blank` gives a fresh network
+    of its kind, and `test` the test set, for the one switch that chooses by it. ABL has no clean set and is not here.
+    """
+    name = cell.defense
+    common: dict[str, Any] = {"augment": augment, "seed": seed}
+    finetune, stages = adapt(profile.finetuning, cell), cell.purifier_stages()
+    if name == "scratch":
+        recipe = replace(adapt(stages[1], cell), epochs=sum(stage.epochs for stage in stages))
+        return finetuning(blank(cell), images, labels, recipe=recipe, **common)
+    if name in BOUNDS:
+        bounded = bound(model, images, name.removeprefix("bound_"), seed=seed, batch_size=500)
+        chosen = {"quantile": bounded.quantile, "changed": bounded.changed, "sites": list(bounded.sites)}
+        return Defended(bounded, bounded.effort, chosen)
+    if name in GRANULARITIES:
+        purified = purify(
+            model,
+            images,
+            labels,
+            granularity=name,
+            init=cell.switch("init"),
+            stages=(adapt(stages[0], cell), adapt(stages[1], cell)),
+            bn_frozen_stats=cell.switch("bn_frozen_stats") == "yes",
+            graph=True,
+            **common,
+        )
+        return Defended(purified, purified.effort)
+    sites: Any = model  # the network names its own sites
+    if name == "finetuning":
+        return finetuning(model, images, labels, recipe=finetune, **common)
+    if name == "fine_pruning":
+        return fine_pruning(
+            model,
+            images,
+            labels,
+            site=sites.last_conv,
+            recipe=adapt(profile.fine_pruning, cell),
+            select=cell.switch("fp_select"),
+            test=test,
+            **common,
+        )
+    if name == "mcr":
+        recipe = adapt(profile.mcr, cell)
+        return mcr(model, images, labels, recipe=recipe, endpoint_recipe=finetune, **common)
+    if name == "nad":
+        return nad(
+            model,
+            images,
+            labels,
+            sites=sites.attention_sites[cell.switch("nad_maps")],
+            recipe=adapt(profile.nad, cell),
+            teacher_recipe=finetune,
+            result=cell.switch("nad_eval"),
+            **common,
+        )
+    steps = profile.anp_steps if cell.switch("anp_steps") == "profile" else int(cell.switch("anp_steps"))
+    return anp(model, images, labels, recipe=profile.anp, steps=steps, **common)

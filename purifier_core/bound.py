@@ -1,0 +1,177 @@
+"""Bounded activations: what no clean image reaches is cut off. Ours to compare with, not the paper's, and not new.
+
+Each unit's output F (N, C, H, W) becomes min(F, u), with u a high quantile of F over clean images:
+
+    granularity  u             over
+    channel      (C, 1, 1)     images and positions
+    cube         (1, H, W)     images and channels
+    feature      (C, H, W)     images
+
+Nothing is trained and no label is needed. Prior work: "Improved Activation Clipping for Universal Backdoor Mitigation
+and Test-Time Detection" (and MM-BD before it), and "UNIT: Backdoor Mitigation via Automated Neural Distribution
+Tightening", which find bounds for channels in other ways.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from purifier_core.config import GRANULARITIES, ConfigError, one_of
+from purifier_core.defenses import held_out
+from purifier_core.sites import Wrapped, find, replace, shapes
+from purifier_core.training import Effort, predict, progress, share, to_float
+
+QUANTILES = (0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
+"""What `bound` chooses from; 1 is the largest value that was seen."""
+
+_MEMORY = 4 * 2**30  # bytes that the kept values may take
+
+
+class Bound(nn.Module):
+    """One wrapped site, and the buffer `upper` that its output is cut off at."""
+
+    def __init__(self, site: nn.Module, upper: torch.Tensor) -> None:
+        super().__init__()
+        self.site = site
+        self.register_buffer("upper", upper)
+        self.upper: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(self.site(x), self.upper)
+
+
+class Bounded(Wrapped):
+    """A model with bounds in it. `quantile` is the one in force, `changed` the share of held-out images whose
+    predictions it changes (None where the quantile was given), `effort` what it took."""
+
+    quantile: float
+    changed: float | None
+    effort: Effort
+
+
+class Largest:
+    """The largest of many values for each of D features, seen in pieces; quantiles near 1 from them are exact."""
+
+    def __init__(self, count: int, lowest: float) -> None:
+        self.count = count  # values of each feature that there will be
+        self.keep = min(count, int((count - 1) * (1 - lowest)) + 2)
+        self.kept = torch.empty(0)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Take in values (M, D)."""
+        every = torch.cat([self.kept.to(values), values]) if len(self.kept) else values
+        self.kept = every.topk(min(self.keep, len(every)), dim=0).values
+
+    def quantile(self, q: float) -> torch.Tensor:
+        """The quantile (D) of all values seen, interpolated linearly as torch.quantile does."""
+        place = (self.count - 1) * (1 - q)
+        low = min(int(place), len(self.kept) - 1)
+        high = min(low + 1, len(self.kept) - 1)
+        return torch.lerp(self.kept[low], self.kept[high], min(1.0, place - low))
+
+
+def _features(f: torch.Tensor, granularity: str) -> torch.Tensor:
+    """Feature maps (N, C, H, W) as values (M, D), one column for each bound."""
+    if granularity == "channel":
+        return f.transpose(0, 1).flatten(1).T
+    return f.flatten(2).flatten(0, 1) if granularity == "cube" else f.flatten(1)
+
+
+def _bound_shape(granularity: str, c: int, h: int, w: int) -> tuple[int, int, int]:
+    return {"channel": (c, 1, 1), "cube": (1, h, w), "feature": (c, h, w)}[granularity]
+
+
+def bound(
+    model: nn.Module,
+    images: torch.Tensor,
+    granularity: str = "feature",
+    quantile: float | None = None,
+    *,
+    budget: float = 0.01,
+    sites: Sequence[str] | None = None,
+    batch_size: int = 100,
+    seed: int = 0,
+) -> Bounded:
+    """A copy of `model`, in eval mode, whose units are bounded at what clean `images` reach: one pass, no labels.
+
+    images: (N, C, H, W), uint8, or float as the model takes them, on the model's device. sites: by default every unit
+    of the network (`sites.find`). quantile: of each activation over the clean images, in (0, 1]; by default the
+    smallest of QUANTILES that changes at most `budget` of the predictions on a fifth of the images, which are held out
+    of the bounds for that, and 1 if all change more. The quantiles are exact; the values that they need are kept.
+
+    Raises ConfigError for an unknown granularity, a quantile or budget out of range, fewer than 10 images, or where
+    the values would take more than 4 GiB, and ValueError for an unusable site.
+    """
+    one_of("granularity", granularity, GRANULARITIES)
+    for name, value in (("quantile", 1.0 if quantile is None else quantile), ("budget", budget)):
+        if not 0 < value <= 1:
+            raise ConfigError(f"{name}={value!r} is out of range; allowed: above 0, up to 1.")
+    if images.ndim != 4 or len(images) < 10:
+        raise ConfigError(f"images of shape {tuple(images.shape)}; needed: at least 10, as (N, C, H, W).")
+    started = time.perf_counter()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.device)
+    working, choosing = (slice(None), slice(0)) if quantile is not None else held_out(len(images))
+    model = copy.deepcopy(model).eval()
+    example = to_float(images[:2])
+    found = shapes(model, sites, example) if sites is not None else find(model, example)
+    seen = _largest(model, images, order[working], found, granularity, quantile or QUANTILES[0], batch_size)
+    before = predict(model, images[order[choosing]], batch_size) if quantile is None else None
+    for site, (_, c, h, w) in found.items():
+        inner = model.get_submodule(site)
+        replace(model, site, Bound(inner, torch.empty(_bound_shape(granularity, c, h, w), device=images.device)))
+    bounded = Bounded(model, tuple(found), granularity).eval()
+    for q in QUANTILES if quantile is None else (quantile,):
+        for site, unit in zip(bounded.sites, bounded.wrappers(), strict=True):
+            assert isinstance(unit, Bound)
+            unit.upper.copy_(seen[site].quantile(q).reshape(unit.upper.shape))
+        bounded.quantile, bounded.changed = q, None
+        if before is not None:
+            bounded.changed = share(predict(bounded, images[order[choosing]], batch_size) != before)
+            if bounded.changed <= budget:
+                break
+    bounded.effort = Effort(1.0, len(images), time.perf_counter() - started)
+    return bounded
+
+
+@torch.inference_mode()
+def _largest(
+    model: nn.Module,
+    images: torch.Tensor,
+    order: torch.Tensor,
+    found: dict[str, torch.Size],
+    granularity: str,
+    lowest: float,
+    batch_size: int,
+) -> dict[str, Largest]:
+    """For each site the largest activations over the images `order`, as many as quantiles down to `lowest` need."""
+    kept: dict[str, Largest] = {}
+    memory = 0
+    for site, (_, c, h, w) in found.items():
+        bounds = torch.Size(_bound_shape(granularity, c, h, w)).numel()
+        kept[site] = Largest(len(order) * c * h * w // bounds, lowest)
+        memory += 4 * kept[site].keep * bounds
+    if memory > _MEMORY:
+        raise ConfigError(
+            f"exact {granularity} quantiles of {len(order)} images would keep {memory / 2**30:.1f} GiB; take fewer "
+            f"images, a quantile nearer to 1 than {lowest}, fewer sites, or granularity='channel'."
+        )
+
+    def note(site: str, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        kept[site].add(_features(output, granularity))
+
+    hooks: list[Callable] = []
+    for site in found:
+        hooks.append(model.get_submodule(site).register_forward_hook(partial(note, site)).remove)
+    try:
+        with progress("bounds", total=len(order)) as bar:
+            for index in order.split(batch_size):
+                model(to_float(images[index]))
+                bar.update(len(index))
+    finally:
+        for remove in hooks:
+            remove()
+    return kept
