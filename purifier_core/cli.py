@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from purifier_core import archive, runner
-from purifier_core.config import ATTACKS, ConfigError, integer, one_of
+from purifier_core.config import ADAPTIVE, ATTACKS, ConfigError, integer, one_of
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.grids import Experiment
 from purifier_core.profiles import PROFILES
@@ -21,7 +21,7 @@ _HELP = {
     "profile": "auto, " + ", ".join(PROFILES),
     "seeds": "such as 0, 0-2 or 0,4",
     "methods": "all, or names such as none,anp,feature",
-    "attack": ", ".join(ATTACKS),
+    "attack": ", ".join((*ATTACKS, *ADAPTIVE)),
     "poison_ratio": "share of training images copied and poisoned",
     "init": "Purifier's start: full, partial, random, several of them, or all",
     "device": "auto, cpu or cuda",
@@ -103,12 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(results: runner.Results, store: Store, figure: str | None = None) -> int:
     """Print an experiment's table and reading; returns 1 if something is missing."""
-    from purifier_core.pages import ablation, anomaly, efficiency, gallery, readings, report
+    from purifier_core.pages import ablation, anomaly, defenses, efficiency, gallery, readings, report
 
     kind = results.experiment
     views: dict[str, Any] = {
         "figure13": efficiency,
         "attacks": gallery,
+        "defenses": defenses,
         "readings": readings,
         "switches": ablation,
     } | dict.fromkeys(("figure10", "figure11", "figure12"), anomaly)

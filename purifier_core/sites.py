@@ -63,7 +63,8 @@ def shapes(model: nn.Module, sites: Sequence[str], example: torch.Tensor) -> dic
                 f"site {site!r} runs {len(shown)} times in a forward pass; a unit needs one that runs once"
             )
         if not isinstance(shown[0], torch.Size) or len(shown[0]) != 4:
-            raise ValueError(f"site {site!r} gives {shown[0]}; a unit needs a feature map of shape (N, C, H, W)")
+            told = f"shape {tuple(shown[0])}" if isinstance(shown[0], torch.Size) else shown[0]
+            raise ValueError(f"site {site!r} gives {told}; a unit needs a feature map of shape (N, C, H, W)")
     return {site: shown[0] for site, shown in outputs.items()}
 
 

@@ -65,13 +65,18 @@ class Defenses(Experiment):
     name: ClassVar[str] = "defenses"
     title: ClassVar[str] = "Defenses"
     axis: ClassVar[str] = "attack"
+    rows_apart: ClassVar[bool] = True
 
-    attack: Any = "all"
-    dataset: Any = "all"
+    attack: Any = "badnets"
+    dataset: Any = "mnist"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
+
+    def whole(self) -> "Defenses":
+        """Every attack on every dataset."""
+        return replace(self, attack="all", dataset="all")
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The attacks and datasets asked for, as pairs."""

@@ -1,0 +1,94 @@
+"""Attackers who know the defense: their losses by hand, and what they hand out."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from purifier_core.adaptive import Attacker, batch_statistics_alone
+from purifier_core.config import Cell, ConfigError
+from purifier_core.models import VGG16
+
+X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(8) % 5
+K = 10
+
+
+def vgg() -> VGG16:
+    torch.manual_seed(0)
+    return VGG16(K, 1 / 16)
+
+
+def test_marked_labels_tell_the_copies_apart():
+    attacker = Attacker("adaptive_bound", vgg(), K, X[:2], seed=0)
+    assert attacker.marked(torch.tensor([5, 5, 0, 9]), 2).tolist() == [15, 15, 0, 9]
+
+
+def test_the_excess_over_what_clean_images_reach():
+    """One unit of one channel and pixel, clean maps 1 and 2, poisoned 5: cross-entropy + (5 - 2) / 2."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unit = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
+
+        def forward(self, x):
+            return F.pad(self.unit(x).mean((2, 3)), (0, 1))
+
+    network = Network()
+    with torch.no_grad():
+        network.unit[0].weight.fill_(1)
+        network.unit[0].bias.fill_(0)
+    x = torch.tensor([5.0, 1.0, 2.0])[:, None, None, None].expand(3, 1, 2, 2)
+    attacker = Attacker("adaptive_bound", network, 2, x, seed=0)
+    assert attacker.sites == ("unit.1",)
+    plain = F.cross_entropy(network(x), torch.tensor([1, 0, 1]))
+    assert float(attacker.loss(network, x, torch.tensor([3, 0, 1]))) == pytest.approx(float(plain) + 1.5, rel=1e-5)
+    # a later batch whose clean images reach less: what was reached before counts, 1 % faded
+    later = attacker.loss(network, x * torch.tensor([1, 0.1, 0.1])[:, None, None, None], torch.tensor([3, 0, 1]))
+    assert float(later - F.cross_entropy(network(x * torch.tensor([1, 0.1, 0.1])[:, None, None, None]), torch.tensor(
+        [1, 0, 1]))) == pytest.approx((5 - 1.98) / 1.98, rel=1e-5)  # fmt: skip
+    assert float(attacker.loss(network, x, torch.tensor([1, 0, 1]))) == pytest.approx(float(plain)), "nothing poisoned"
+
+
+def test_the_attacker_on_purifier_goes_with_and_without_units():
+    attacker = Attacker("adaptive_purifier", vgg(), K, X[:2], seed=0)
+    purified = attacker.trained.eval()
+    marked = attacker.marked(Y, 3)
+    with torch.no_grad():
+        masked, heads = purified.with_heads(X)
+        bare = attacker.result()(X)
+        expected = F.cross_entropy(bare, Y) + F.cross_entropy(masked, Y)
+        expected += sum(F.cross_entropy(head[3:], Y[3:]) for head in heads)
+        assert float(attacker.loss(purified, X, marked)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_it_hands_out_a_network_like_any_other():
+    model = vgg()
+    attacker = Attacker("adaptive_purifier", model, K, X[:2], seed=0)
+    attacker.loss(attacker.trained.train(), X, attacker.marked(Y, 3)).backward()
+    result = attacker.result()
+    assert result.state_dict().keys() == model.state_dict().keys()
+    assert not any("head" in name for name in result.state_dict())
+    assert all(int(m.num_batches_tracked) == 1 for m in result.modules() if isinstance(m, nn.BatchNorm2d)), "bare alone"
+
+
+def test_batch_statistics_stay_out_of_the_running_ones():
+    layer = nn.BatchNorm2d(3).train()
+    before = copy.deepcopy(layer.state_dict())
+    with batch_statistics_alone(layer):
+        y = layer(5 + X)
+    torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+    layer(X)
+    assert layer.num_batches_tracked == 1
+
+
+def test_such_an_attack_is_badnets_to_everyone_else():
+    cell = Cell("mnist", "vgg16", "adaptive_bound", 0.1, "feature", 3000, 0, "small")
+    assert not cell.needs_reference
+    assert cell.backdoored().attack == "adaptive_bound"
+    with pytest.raises(ConfigError, match="allowed: adaptive_purifier, adaptive_bound"):
+        Attacker("badnets", vgg(), K, X[:2], seed=0)
