@@ -76,7 +76,7 @@ def test_the_reading_counts_and_names():
     )
     (line,) = defenses.reading(mine)
     assert line == (
-        "**Bound-Feature** removes the backdoor in 1 of 2 rows, in 1 of these at the cost of accuracy. "
+        "**Bound-Feature** removes the backdoor in 1 of 2 rows, in one of these at the cost of accuracy. "
         "Weakens it: MNIST, Blend (30 %)."
     )
     assert defenses.glued(mine)["defenses_bound_feature_removes"] == 0

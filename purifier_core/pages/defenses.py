@@ -69,7 +69,8 @@ def reading(results: Results) -> list[str]:
         removed = [row for row, (word, costly) in told.items() if word == "removes" and not costly]
         dear = [row for row, (word, costly) in told.items() if word == "removes" and costly]
         line = f"**{column.label}** removes the backdoor in {len(removed) + len(dear)} of {len(told)} rows"
-        line += f", in {len(dear)} of these at the cost of accuracy" if dear else ""
+        costly = "one of these" if len(dear) == 1 else f"{len(dear)} of these"
+        line += f", in {costly} at the cost of accuracy" if dear else ""
         for word, verb in (("weakens", "Weakens it"), ("leaves", "Leaves it")):
             mine = [f"{row_label(row)} ({found[row, column][1].mean:.0f} %)" for row in told if told[row][0] == word]
             line += f". {verb}: {'; '.join(mine)}" if mine else ""
