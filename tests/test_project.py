@@ -103,9 +103,12 @@ def test_an_import_only_points_down():
         "models",
         "graphs",
         "training",
+        "sites",
         "attacks",
         "purifier",
         "defenses",
+        "bound",
+        "adaptive",
         "probes",
     ]
     order += [
@@ -119,6 +122,7 @@ def test_an_import_only_points_down():
         "schedule",
         "runner",
         "pages",
+        "fix",
         "cli",
     ]
     for path in (ROOT / "purifier_core").rglob("*.py"):
