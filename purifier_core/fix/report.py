@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from purifier_core.fix import images
-from purifier_core.fix.measure import Comparison
+from purifier_core.fix.measure import Comparison, Rate
 from purifier_core.fix.options import Options
 from purifier_core.training import Effort
 
@@ -30,6 +30,7 @@ class Facts:
     read: str  # SHA-256 of the weights that were read
     provenance: dict[str, Any]
     outputs: int  # classes that the model knows
+    choice: str = ""  # what the method chose
 
     def name(self, label: int) -> str:
         """A class by its folder's name where it has one."""
@@ -112,7 +113,7 @@ def _rates(facts: Facts, found: Comparison) -> str:
         if found.target is not None and name == "ASR":
             guess = ", the class most predicted before" if found.guessed else ", the target"
             about += facts.name(found.target) + guess
-        rows.append([escape(f"{name}: {about}"), str(before), str(after), f"{before.count:,}"])
+        rows.append([escape(f"{name}: {about}"), _rate(before), _rate(after), f"{before.count:,}"])
     table = _table(["", "before", "after", "images"], rows) if rows else ""
     moved = found.before != found.after
     changed = f"<p>{found.changed.hits:,} of {found.changed.count:,} held-out predictions changed: {found.changed}"
@@ -121,7 +122,7 @@ def _rates(facts: Facts, found: Comparison) -> str:
     lost = int((moved & (found.before == found.labels)).sum())
     won = int((moved & (found.after == found.labels)).sum())
     note = f", {lost:,} from right to wrong and {won:,} from wrong to right.</p>"
-    return f"{table}{changed}{note}<p>In brackets Wilson's 95 % interval.</p>"
+    return f"{table}{changed}{note}<p>Beside each share its 95 % interval (Wilson).</p>"
 
 
 def _meaning(options: Options) -> str:
@@ -157,7 +158,8 @@ def _gallery(facts: Facts, found: Comparison) -> str:
     for place in shares.argsort(descending=True)[:SHOWN].tolist():
         path, before, after = facts.paths[place], int(found.before[place]), int(found.after[place])
         told = [f"{_percent(float(shares[place]))} suppressed"]
-        told.append(f"{facts.name(before)} → {facts.name(after)}" if before != after else facts.name(after))
+        change = f"{facts.name(before)} → " if before != after else ""
+        told.append(f"predicted {change}{facts.name(after)}")
         if found.labels is not None and int(found.labels[place]) != after:
             told.append(f"label {facts.name(int(found.labels[place]))}")
         source = _picture(path, facts.options.size)
@@ -197,12 +199,12 @@ def _made(facts: Facts, found: Comparison, written: str) -> str:
     options, effort, versions = facts.options, facts.effort, facts.provenance["versions"]
     total = len(facts.paths)
     rows = [
-        ["method", f"{options.method} at {len(found.sites)} units"],
+        ["method", f"{options.method} at {len(found.sites)} units{facts.choice}"],
         [
             "images",
             f"{effort.images / max(effort.epochs, 1):,.0f} for the method, {total:,} held out and only measured",
         ],
-        ["effort", f"{effort.epochs:g} passes over them, {effort.images:,} images"],
+        ["effort", f"passes over them: {effort.epochs:g}, images in all: {effort.images:,}"],
         [
             "time",
             f"{effort.seconds:.1f} s for the method, {facts.seconds:.1f} s in all, on {facts.provenance['device']}",
@@ -223,6 +225,11 @@ def _numbered(classes: tuple[str, ...]) -> str:
     if not classes:
         return "; no labels"
     return "; folders in the order of their names: " + ", ".join(f"{n} {name}" for n, name in enumerate(classes))
+
+
+def _rate(rate: Rate) -> str:
+    share, _, interval = str(rate).partition(" (")
+    return f"{share} <small>({interval}</small>"
 
 
 def _table(head: list[str], rows: Iterable[list[str]], kind: str = "numbers") -> str:
@@ -256,7 +263,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; min-width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: left; vertical-align: baseline; }
 thead th { border-bottom: 1px solid var(--line); } tbody th { font-weight: 400; }
-.numbers td { white-space: nowrap; overflow-wrap: normal; } .numbers tbody th { min-width: 8rem; }
+thead th, td, .prose th { overflow-wrap: normal; } .prose td { overflow-wrap: anywhere; }
+.numbers tbody th { min-width: 7rem; } small, thead th { white-space: nowrap; }
 .bar { display: inline-block; height: .7em; margin-left: .5rem; background: var(--bar); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { width: 100%; image-rendering: auto; } figcaption { font-size: .8rem; }

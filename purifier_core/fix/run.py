@@ -97,6 +97,7 @@ def fix(options: Options) -> Comparison:
         read=_digest(options.weights),
         provenance=provenance(torch.cuda.get_device_name() if device.type == "cuda" else "cpu"),
         outputs=_outputs(model, options, device),
+        choice=_choice(network),
     )
     _write(network, facts, found)
     for line in (*report.summary(facts, found), f"{options.out}", f"{options.report}"):
@@ -224,6 +225,15 @@ def _measure(model: nn.Module, network: Wrapped, chosen: Images, options: Option
         stamped = stack(chosen.triggered, options.size, options.normalize, "triggered images").to(device)
     labels = None if labels is None else labels.to(device)
     return compare(model, network, images, labels, stamped, chosen.target, options.batch_size)
+
+
+def _choice(network: Bounded | Purified) -> str:
+    if isinstance(network, Purified):
+        return ""
+    told = f", quantile {network.quantile:g}"
+    if network.changed is not None:
+        told += f", which changes {100 * network.changed:.1f} % of the predictions on a fifth of the method's images"
+    return told
 
 
 def _outputs(model: nn.Module, options: Options, device: torch.device) -> int:
