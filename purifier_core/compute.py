@@ -73,8 +73,7 @@ class Work:
         return replace(record, **measured, provenance=made)
 
     def _measure(self, cell: Cell, model: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
-        x, y = self.split.test_images, self.split.test_labels
-        triggered = asr_set(x, y, self._trigger(cell.backdoored()), TARGET_CLASS)
+        x, y, triggered = self.split.test_images, self.split.test_labels, self.triggered(cell)
         diagnostics: dict[str, Any] = {}
         if cell.defense == "none":
             effort = training["effort"]
@@ -102,6 +101,10 @@ class Work:
             "effort": effort,
             "diagnostics": diagnostics,
         }
+
+    def triggered(self, cell: Cell) -> torch.Tensor:
+        """The test images that the attack has to turn, stamped: what the ASR of a cell is measured on."""
+        return asr_set(self.split.test_images, self.split.test_labels, self._trigger(cell.backdoored()), TARGET_CLASS)
 
     def _defend(self, cell: Cell, model: nn.Module) -> Defended:
         x, y = self.split.train_images, self.split.train_labels
