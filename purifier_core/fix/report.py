@@ -65,7 +65,7 @@ def limits(options: Options, found: Comparison) -> list[str]:
         lines += [
             "Bounds cut off what no clean image reaches. A trigger whose activations stay below them passes: in this "
             "project's measurements triggers like Blend's, faint and all over the image, did.",
-            "An attacker who expects bounds can train a network to stay below them.",
+            "An attacker who expects bounds may train a network to stay below them.",
         ]
     else:
         lines.append(
