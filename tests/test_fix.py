@@ -325,6 +325,27 @@ def test_a_full_disk_leaves_neither_file(here, monkeypatch, capsys, failing):
     assert list(here.iterdir()) == []
 
 
+def test_a_failure_keeps_what_was_there(here, monkeypatch, capsys):
+    """A run with --force that cannot write its weights."""
+    assert cli.main(given(here / "p.pt")) == 0
+    before = {path: path.read_bytes() for path in here.iterdir()}
+
+    def full(*_, **__):
+        raise RuntimeError("PytorchStreamWriter failed\nand more")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert cli.main(given(here / "p.pt", force=True)) == 2
+    assert capsys.readouterr().err.endswith("(RuntimeError: PytorchStreamWriter failed); nothing was.\n")
+    assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+def test_one_class_is_enough_for_bounds(here, capsys):
+    clean = here / "one" / "clean"
+    shutil.copytree("clean/crow", clean / "crow")
+    assert cli.main(given(here / "p.pt", images=clean)) == 0
+    assert "the 1 folders are taken for the first of 3 classes" in shown(here / "p.html")
+
+
 def test_a_purified_file_is_not_purified_again(here, capsys):
     assert cli.main(given(here / "p.pt")) == 0
     assert cli.main(given(here / "q.pt", weights=here / "p.pt")) == 2

@@ -43,7 +43,7 @@ def by_class(folder: Path) -> Folder:
     if not classes:
         raise ConfigError(f"{folder} holds no class folders; without labels give --unlabelled and a bound-* method.")
     found = [anywhere(folder / name).paths for name in classes]
-    if idle := len(every) - sum(map(len, found)):
+    if (idle := len(every) - sum(map(len, found))) > 0:
         print(f"{idle} images outside the class folders of {folder} are left out.")
     labels = torch.cat([torch.full((len(paths),), number) for number, paths in enumerate(found)])
     return Folder([path for paths in found for path in paths], labels, classes)

@@ -121,8 +121,10 @@ def _rates(facts: Facts, found: Comparison) -> str:
         return f"{table}{changed}. Without labels there is no accuracy.</p>"
     lost = int((moved & (found.before == found.labels)).sum())
     won = int((moved & (found.after == found.labels)).sum())
+    few = len(facts.classes)
+    numbered = "" if few == facts.outputs else f"; the {few} folders are taken for the first of {facts.outputs} classes"
     note = f", {lost:,} from right to wrong and {won:,} from wrong to right.</p>"
-    return f"{table}{changed}{note}<p>Beside each share its 95 % interval (Wilson).</p>"
+    return f"{table}{changed}{note}<p>Beside each share its 95 % interval (Wilson){numbered}.</p>"
 
 
 def _meaning(options: Options) -> str:

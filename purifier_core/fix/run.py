@@ -25,7 +25,7 @@ from purifier_core.profiles import Recipe
 from purifier_core.purifier import Purified, purify
 from purifier_core.records import provenance, write_atomically
 from purifier_core.sites import Wrapped
-from purifier_core.training import keep_memory, pick_device
+from purifier_core.training import DivergedError, keep_memory, pick_device
 
 _FEWEST = {True: 10, False: 2}  # images that bound, and that purify, ask for
 
@@ -67,7 +67,7 @@ def main(options: Options) -> int:
 def fix(options: Options) -> Comparison:
     """Purify as told, write the weights and the report, and return what was measured.
 
-    Raises ConfigError for a wrong input, and RuntimeError where training diverges or memory runs out.
+    Raises ConfigError for a wrong input, and DivergedError where training diverges.
     """
     started = time.perf_counter()
     _check_writable(options)
@@ -83,7 +83,9 @@ def fix(options: Options) -> Comparison:
     _check_model(model, clean[:2], chosen, options)
     try:
         network = _purified(model, clean, chosen.labels(chosen.working), options)
-    except (ValueError, TypeError, NotImplementedError) as problem:
+    except (ConfigError, DivergedError):
+        raise
+    except (ValueError, TypeError, RuntimeError) as problem:
         raise ConfigError(f"{options.method} does not fit this model: {_line(problem)}") from problem
     del clean
     found = _measure(model, network, chosen, options, device)
@@ -242,7 +244,7 @@ def _outputs(model: nn.Module, options: Options, device: torch.device) -> int:
 
 
 def _write(network: Wrapped, facts: report.Facts, found: Comparison) -> None:
-    """Both files or neither."""
+    """Both files or neither; what was there before is lost only if both can be written."""
     options = facts.options
     notes = {"size": options.size, "normalize": options.normalize, "classes": list(facts.classes)}
 
@@ -250,16 +252,20 @@ def _write(network: Wrapped, facts: report.Facts, found: Comparison) -> None:
         weights.write(network, part, options.out.suffix, **notes)
         page = report.page(facts, found, _digest(part))
         write_atomically(options.report, lambda half: half.write_text(page, encoding="utf-8"))
+        placed.append(options.report)
 
+    placed: list[Path] = []
     try:
         write_atomically(options.out, both)
     except BaseException as problem:
-        with suppress(OSError):
-            options.report.unlink(missing_ok=True)
-        if isinstance(problem, OSError):
-            cause = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
-            raise ConfigError(f"{options.out} cannot be written ({cause.strerror}); nothing was.") from problem
-        raise
+        for path in placed:
+            with suppress(OSError):
+                path.unlink()
+        if not isinstance(problem, Exception):
+            raise
+        cause = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
+        told = cause.strerror if isinstance(cause, OSError) else _line(cause)
+        raise ConfigError(f"{options.out} cannot be written ({told}); nothing was.") from problem
 
 
 def _digest(path: Path) -> str:

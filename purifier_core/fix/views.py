@@ -7,13 +7,13 @@ import pandas as pd
 
 
 def rates(found: Mapping[str, Any]) -> pd.DataFrame:
-    """ACC and ASR of each `measure.Comparison` by its name, before and after, and the share of changed predictions."""
+    """A column for each `measure.Comparison`: ACC and ASR before and after, and the share of changed predictions."""
     rows = {}
     for name, one in found.items():
         pairs = one.rates().items()
         rows[name] = {f"{rate} {when}": str(v) for rate, pair in pairs for when, v in zip(_WHEN, pair, strict=True)}
         rows[name]["predictions changed"] = str(one.changed)
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame(rows)
 
 
 def units(one: Any, count: int = 8) -> pd.DataFrame:
