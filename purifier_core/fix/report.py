@@ -64,18 +64,19 @@ def limits(options: Options, found: Comparison) -> list[str]:
     if options.bounds:
         lines += [
             "Bounds cut off what no clean image reaches. A trigger whose activations stay below them passes: in this "
-            "project's measurements triggers like Blend's, faint and all over the image, did.",
+            "project's measurements on full datasets Blend's and SIG's, faint and all over the image, mostly did.",
             "An attacker who expects bounds may train a network to stay below them.",
         ]
     else:
         lines.append(
             "Training starts from the given weights, backdoor included. In this project's measurements that left "
-            "BadNets in place, where bounds did not."
+            "BadNets in place, where bounds of granularity feature removed it."
         )
     return [
         *lines,
-        "The clean images are taken to be clean. Stamped ones among them teach the method that the trigger is normal.",
-        "Held-out images come from the same folder. On other data the accuracy may be different.",
+        "The clean images are taken to be clean. A few stamped ones among them can be enough to let the trigger pass.",
+        "Held-out images come from the same folder. On other data the accuracy may be different; if the model was "
+        "trained on these images, it is likely lower elsewhere, before and after.",
         "The intervals are about the choice of images alone, not about another seed or another training.",
     ]
 
