@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: table3 test lint book picture clean
+.PHONY: table3 test lint book outputs picture clean
 
 table3: $(INSTALLED)  ## Table 3 at 3,000 clean images: trains what has no record yet
 	$(BIN)/papermill notebooks/table3.ipynb out.ipynb -p clean_size 3000 --log-output
@@ -19,6 +19,9 @@ lint: $(INSTALLED)
 
 book: $(INSTALLED)  ## the rendered book in _build/html, warnings as errors
 	$(BIN)/jupyter-book build . -W -n --keep-going
+
+outputs: $(INSTALLED)  ## the notebook that is committed with outputs, run at quick
+	$(BIN)/jupyter-execute --inplace notebooks/own_model.ipynb
 
 picture: $(INSTALLED)  ## the README's picture, from the committed records
 	PURIFIER_RECORDS_ONLY=1 $(BIN)/purifier show table3 --figure book/_static/table3.png

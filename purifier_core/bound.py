@@ -120,10 +120,8 @@ def bound(
     found = shapes(model, sites, example) if sites is not None else find(model, example)
     seen = _largest(model, images, order[working], found, granularity, quantile or QUANTILES[0], batch_size)
     before = predict(model, images[order[choosing]], batch_size) if quantile is None else None
-    for site, (_, c, h, w) in found.items():
-        inner = model.get_submodule(site)
-        replace(model, site, Bound(inner, torch.empty(_bound_shape(granularity, c, h, w), device=images.device)))
-    bounded = Bounded(model, tuple(found), granularity).eval()
+    shaped = {site: _bound_shape(granularity, *shape[1:]) for site, shape in found.items()}
+    bounded = wrap(model, {s: torch.empty(shape, device=images.device) for s, shape in shaped.items()}, granularity)
     for q in QUANTILES if quantile is None else (quantile,):
         for site, unit in zip(bounded.sites, bounded.wrappers(), strict=True):
             assert isinstance(unit, Bound)
@@ -135,6 +133,13 @@ def bound(
                 break
     bounded.effort = Effort(1.0, len(images), time.perf_counter() - started)
     return bounded
+
+
+def wrap(model: nn.Module, uppers: dict[str, torch.Tensor], granularity: str) -> Bounded:
+    """`model` itself with a bound around each site that these bounds name, in eval mode."""
+    for site, upper in uppers.items():
+        replace(model, site, Bound(model.get_submodule(site), upper))
+    return Bounded(model, tuple(uppers), granularity).eval()
 
 
 @torch.inference_mode()

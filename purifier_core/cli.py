@@ -13,6 +13,7 @@ from purifier_core import archive, runner
 from purifier_core.config import ADAPTIVE, ATTACKS, ConfigError, integer, one_of
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.grids import Experiment
+from purifier_core.fix.options import Options, add_to
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Store, current
 
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.add_argument(
                     "--scheduler", help="have the workers of this Dask scheduler compute: tcp://host:port"
                 )
+    add_to(verbs)
     verbs.add_parser("status", help="what is done, missing and failed, and how long it took")
     carry = verbs.add_parser(
         "export", help="put records into one file, to carry to another machine", allow_abbrev=False
@@ -65,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = vars(parser.parse_args(arguments))
     verb = chosen.pop("verb")
     try:
+        if verb == "fix":
+            from purifier_core.fix.run import main as fix
+
+            return fix(Options(**chosen))
         if verb == "status":
             return status(Store())
         if verb == "export":

@@ -1,6 +1,7 @@
 """One cell computed: the backdoored model from the cache or by training, the defense, the final evaluation."""
 
 import hashlib
+import io
 import time
 import traceback
 import warnings
@@ -73,8 +74,7 @@ class Work:
         return replace(record, **measured, provenance=made)
 
     def _measure(self, cell: Cell, model: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
-        x, y = self.split.test_images, self.split.test_labels
-        triggered = asr_set(x, y, self._trigger(cell.backdoored()), TARGET_CLASS)
+        x, y, triggered = self.split.test_images, self.split.test_labels, self.triggered(cell)
         diagnostics: dict[str, Any] = {}
         if cell.defense == "none":
             effort = training["effort"]
@@ -102,6 +102,10 @@ class Work:
             "effort": effort,
             "diagnostics": diagnostics,
         }
+
+    def triggered(self, cell: Cell) -> torch.Tensor:
+        """The test images that the attack has to turn, stamped: what the ASR of a cell is measured on."""
+        return asr_set(self.split.test_images, self.split.test_labels, self._trigger(cell.backdoored()), TARGET_CLASS)
 
     def _defend(self, cell: Cell, model: nn.Module) -> Defended:
         x, y = self.split.train_images, self.split.train_labels
@@ -207,7 +211,9 @@ class Work:
             effort = fit(model, images, labels, recipe, **options)
         state = {n: t.detach().contiguous().cpu() for n, t in model.state_dict().items()}
         notes = {"digest": _tensor_digest(state), "effort": asdict(effort)}
-        write_atomically(self._cache_path(cell), lambda part: torch.save({"state": state, "notes": notes}, part))
+        file = io.BytesIO()  # torch does not say why a file could not be written
+        torch.save({"state": state, "notes": notes}, file)
+        write_atomically(self._cache_path(cell), lambda part: part.write_bytes(file.getbuffer()))
         return model, notes
 
     def _cached(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]] | None:

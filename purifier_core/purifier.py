@@ -140,14 +140,21 @@ def attach(
     one_of("granularity", granularity, GRANULARITIES)
     model = copy.deepcopy(model).eval()
     found = shapes(model, sites, example_input)
-    context = _Context()
+    heads = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for site, (_, c, h, w) in found.items():
             size = {"channel": c, "cube": h * w, "feature": c * h * w}[granularity]
-            head = nn.Linear(size, num_classes).to(example_input.device)
-            replace(model, site, Unit(model.get_submodule(site), granularity, head, context))
-    return Purified(model, tuple(found), granularity, context).eval()
+            heads[site] = nn.Linear(size, num_classes).to(example_input.device)
+    return wrap(model, heads, granularity)
+
+
+def wrap(model: nn.Module, heads: dict[str, nn.Linear], granularity: str) -> Purified:
+    """`model` itself with a unit around each site that has one of these heads, in eval mode."""
+    context = _Context()
+    for site, head in heads.items():
+        replace(model, site, Unit(model.get_submodule(site), granularity, head, context))
+    return Purified(model, tuple(heads), granularity, context).eval()
 
 
 def reinitialise(module: nn.Module) -> None:

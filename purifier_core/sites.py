@@ -45,7 +45,8 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 def shapes(model: nn.Module, sites: Sequence[str], example: torch.Tensor) -> dict[str, torch.Size]:
     """The shape (N, C, H, W) that each of the submodules `sites` gives for `example`, in the order in which they run.
 
-    Raises ValueError for a site that does not exist, does not run, runs more than once, or gives no feature map.
+    Raises ValueError for a site that does not exist, does not run, runs more than once, lies in another, or gives no
+    feature map.
     """
     if not sites or len(set(sites)) != len(sites):
         raise ValueError(f"sites={list(sites)!r}: name at least one submodule, each once")
@@ -53,6 +54,8 @@ def shapes(model: nn.Module, sites: Sequence[str], example: torch.Tensor) -> dic
     for site in sites:
         if not site or site not in known:
             raise ValueError(f"site {site!r} is not a submodule; there are: {', '.join(n for n in known if n)}")
+        if any(site.startswith(f"{other}.") for other in sites):
+            raise ValueError(f"site {site!r} lies inside another of the sites; a unit holds no unit")
     outputs = _outputs(model, {site: known[site] for site in sites}, example)
     idle = [site for site in sites if site not in outputs]
     if idle:

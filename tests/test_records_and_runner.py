@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from purifier_core import cli, compute, records, runner, schedule
+from purifier_core import apply, cli, compute, records, runner, schedule
 from purifier_core.config import Cell
 from purifier_core.experiments.beyond import Attacks
 from purifier_core.experiments.supplement import Table3
@@ -109,7 +109,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(store, monkeypatch, cap
     def broken(*_args, **_options):
         raise RuntimeError("the finetuning broke")
 
-    monkeypatch.setattr(compute, "finetuning", broken)
+    monkeypatch.setattr(apply, "finetuning", broken)
     arguments = ["run", "table3", "--profile", "quick", "--methods", METHODS]
     assert cli.main(arguments) == 1
     assert cli.main(["status"]) == 1

@@ -1,0 +1,63 @@
+"""A backdoored network of this project, as if it were the reader's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from purifier_core.compute import Work, derive
+from purifier_core.config import GRANULARITIES, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, one_of
+from purifier_core.data import clean_indices
+from purifier_core.layout import arrange
+from purifier_core.models import build
+from purifier_core.records import Store
+
+PARAMETERS = ("attack", "granularity", "clean_size", "seed", "profile", "device")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A network, what its owner has for its repair, and what only its attacker has.
+
+    images (N, 3, 32, 32) uint8 and labels (N,) are clean; the test images are for the measurement, and `triggered` are
+    those of them that are not of class `target`, stamped. `fresh` makes the network anew, without its weights.
+    """
+
+    about: str
+    model: nn.Module
+    fresh: Callable[[], nn.Module]
+    images: torch.Tensor
+    labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    triggered: torch.Tensor
+    target: int
+
+
+def make(attack: str, granularity: str, clean_size: int, seed: int, profile: str, device: str) -> Example:
+    """VGG-16 with an attack's backdoor, on MNIST's digits; trained where it is not cached.
+
+    granularity is that of the repair, and only checked. clean_size is on the scale of MNIST's 60,000 images. Raises
+    ConfigError for a value that cannot be used.
+    """
+    one_of("granularity", granularity, GRANULARITIES)
+    cell = Cell(attack=attack, defense=granularity, clean_size=clean_size, seed=seed, profile=profile)
+    work = Work(Store(), profile, cell.dataset, device)
+    work.prepare(cell.backdoored())
+    model, _ = work.backdoored(cell.backdoored())
+    split, width = work.split, work.profile.width
+    every = len(split.train_labels)
+    index = clean_indices(every, clean_size, PAPER_TRAIN_SIZE[cell.dataset], derive(seed, "clean")).to(work.device)
+    about = f"VGG-16 at profile {profile} on {split.copy}; attack {attack}, seed {seed}; {len(index)} clean images"
+    return Example(
+        about,
+        model,
+        lambda: arrange(build(cell.network, split.num_classes, width, 0).to(work.device)),
+        split.train_images[index],
+        split.train_labels[index],
+        split.test_images,
+        split.test_labels,
+        work.triggered(cell),
+        TARGET_CLASS,
+    )

@@ -1,0 +1,163 @@
+"""A network before and after: rates with their intervals, and what its units suppress."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from purifier_core.purifier import Purified
+from purifier_core.sites import Wrapped
+from purifier_core.training import predict, to_float
+
+_Z = 1.959964  # the normal distribution's 97.5 % quantile
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of images, with its 95 % interval."""
+
+    hits: int
+    count: int
+
+    @property
+    def share(self) -> float:
+        """The share, from 0 to 1."""
+        return self.hits / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % score interval, from 0 to 1."""
+        n, p = self.count, self.share
+        middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z / (1 + _Z**2 / n) * (p * (1 - p) / n + _Z**2 / (4 * n**2)) ** 0.5
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.share:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+@dataclass(frozen=True)
+class Suppressed:
+    """What the units suppress: a share for each unit (U,) and for each image (N,), as `suppression` defines it."""
+
+    by_unit: torch.Tensor
+    by_image: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Predicted classes (N,) of clean images before and after, and (M,) of triggered ones where there are such.
+
+    target: the class that the ASR counts; `guessed` if it is only the one most predicted before.
+    """
+
+    sites: tuple[str, ...]
+    before: torch.Tensor
+    after: torch.Tensor
+    suppressed: Suppressed
+    labels: torch.Tensor | None = None
+    triggered_before: torch.Tensor | None = None
+    triggered_after: torch.Tensor | None = None
+    triggered_suppressed: Suppressed | None = None
+    target: int | None = None
+    guessed: bool = False
+
+    @property
+    def changed(self) -> Rate:
+        """The clean images that are predicted as another class than before."""
+        return _rate(self.before.ne(self.after))
+
+    def rates(self) -> dict[str, tuple[Rate, Rate]]:
+        """ACC where there are labels, and ASR where there are triggered images, before and after."""
+        found = {}
+        if self.labels is not None:
+            found["ACC"] = (_rate(self.before.eq(self.labels)), _rate(self.after.eq(self.labels)))
+        if self.target is not None and self.triggered_before is not None and self.triggered_after is not None:
+            found["ASR"] = (_rate(self.triggered_before.eq(self.target)), _rate(self.triggered_after.eq(self.target)))
+        return found
+
+    def most(self) -> list[tuple[str, float, float | None]]:
+        """The sites with their units' shares over clean and over triggered images, the most suppressing first."""
+        stamped = self.triggered_suppressed
+        other = [None] * len(self.sites) if stamped is None else stamped.by_unit.tolist()
+        rows = zip(self.sites, self.suppressed.by_unit.tolist(), other, strict=True)
+        return sorted(rows, key=lambda row: -max(row[1], row[2] or 0.0))
+
+
+def compare(
+    model: nn.Module,
+    network: Wrapped,
+    images: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    triggered: torch.Tensor | None = None,
+    target: int | None = None,
+    batch_size: int = 64,
+) -> Comparison:
+    """A model and its purified network on clean images (N, 3, H, W) and, where given, labels and triggered images.
+
+    Without `target` the ASR counts the class that the model predicts most often for the triggered images.
+    Raises DivergedError where an output is no finite number.
+    """
+    found: dict[str, Any] = {}
+    if triggered is not None:
+        found["triggered_before"] = predict(model, triggered, batch_size)
+        found["triggered_after"] = predict(network, triggered, batch_size)
+        found["triggered_suppressed"] = suppression(network, triggered, batch_size)
+        found["guessed"] = target is None
+        found["target"] = int(found["triggered_before"].mode().values) if target is None else target
+    return Comparison(
+        network.sites,
+        predict(model, images, batch_size),
+        predict(network, images, batch_size),
+        suppression(network, images, batch_size),
+        labels,
+        **found,
+    )
+
+
+@torch.inference_mode()
+def suppression(network: Wrapped, images: torch.Tensor, batch_size: int = 64) -> Suppressed:
+    """How much of a unit's activation F the unit takes away, over images (N, C, H, W).
+
+    Bounds: sum(F - min(F, u)) / sum(|F|), over all images for a unit, over all units for an image. Purifier's masks
+    m: the mean of 1 - |F m| / |F| in Euclidean norms, not below 0, over the images for a unit, over the units for an
+    image.
+    """
+    units = network.wrappers()
+    shares = isinstance(network, Purified)
+    taken = torch.zeros(len(images), len(units), dtype=torch.float64)
+    whole = torch.ones_like(taken) if shares else torch.zeros_like(taken)
+    inner: dict[int, torch.Tensor] = {}
+    start = 0
+
+    def keep(number: int, _module: nn.Module, _inputs: object, f: torch.Tensor) -> None:
+        inner[number] = f
+
+    def note(number: int, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        f, rows = inner.pop(number).double().flatten(1), slice(start, start + len(output))
+        left = output.double().flatten(1)
+        if shares:
+            taken[rows, number] = (1 - left.norm(dim=1) / f.norm(dim=1).clamp(min=1e-12)).clamp(min=0).cpu()
+        else:
+            taken[rows, number], whole[rows, number] = (f - left).sum(1).cpu(), f.abs().sum(1).cpu()
+
+    hooks = []
+    for number, unit in enumerate(units):
+        hooks += [unit.get_submodule("site").register_forward_hook(partial(keep, number))]
+        hooks += [unit.register_forward_hook(partial(note, number))]
+    try:
+        for piece in images.split(batch_size):
+            network(to_float(piece))
+            start += len(piece)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    least = 1e-12  # a unit may be silent
+    return Suppressed(taken.sum(0) / whole.sum(0).clamp(min=least), taken.sum(1) / whole.sum(1).clamp(min=least))
+
+
+def _rate(hits: torch.Tensor) -> Rate:
+    return Rate(int(hits.sum()), len(hits))
