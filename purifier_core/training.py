@@ -109,12 +109,8 @@ class Augmented:
     def __init__(self, images: torch.Tensor, augment: Augment) -> None:
         self.images = images
         self.augment = augment
-        count, _, height, width = images.shape
-        device = images.device
-        self.shifts = torch.zeros(2, count, dtype=torch.int64, device=device)
-        self.flips = torch.zeros(count, dtype=torch.bool, device=device)
-        self.rows, self.columns = torch.arange(height, device=device), torch.arange(width, device=device)
-        self.flipped = self.columns.flip(0)
+        self.shifts = torch.zeros(2, len(images), dtype=torch.int64, device=images.device)
+        self.flips = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def draw(self, generator: torch.Generator) -> None:
         """Choose anew, with a generator of the CPU."""
@@ -126,12 +122,13 @@ class Augmented:
     def __call__(self, index: torch.Tensor) -> torch.Tensor:
         if self.augment == NO_AUGMENT:
             return to_float(self.images[index])
+        height, width = self.images.shape[2:]
         padded = F.pad(self.images[index].permute(0, 2, 3, 1), (0, 0) + (self.augment.pad,) * 4)  # (B, H+2p, W+2p, 3)
-        down = self.shifts[0, index, None] + self.rows
-        # cropping first and flipping after: the crop's columns are read in reverse
-        across = self.shifts[1, index, None] + torch.where(self.flips[index, None], self.flipped, self.columns)
-        number = torch.arange(len(index), device=index.device)[:, None, None]
-        return to_float(padded[number, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2))
+        crops = padded.unfold(1, height, 1).unfold(2, width, 1)  # (B, 2p+1, 2p+1, 3, H, W): every shift, as a view
+        chosen = crops[torch.arange(len(index), device=index.device), self.shifts[0, index], self.shifts[1, index]]
+        if self.augment.flip:
+            chosen = torch.where(self.flips[index, None, None, None], chosen.flip(3), chosen)
+        return to_float(chosen)
 
 
 def batches(order: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:

@@ -93,6 +93,8 @@ class Defenses(Experiment):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of ACC and ASR."""
         attack, dataset = row
+        if column.defense == "abl" and attack in ADAPTIVE:  # it trains its own network from the images: BadNets'
+            attack = "badnets"
         size = 0 if column.defense in NO_CLEAN_DATA else share(3000, dataset)
         return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
 
