@@ -27,7 +27,17 @@ from purifier_core.probes import probe
 from purifier_core.profiles import PROFILES
 from purifier_core.purifier import Purified
 from purifier_core.records import Record, Store, provenance, write_atomically
-from purifier_core.training import NO_AUGMENT, Augment, evaluate, fit, keep_memory, pick_device, threads, to_float
+from purifier_core.training import (
+    NO_AUGMENT,
+    Augment,
+    Effort,
+    evaluate,
+    fit,
+    keep_memory,
+    pick_device,
+    threads,
+    to_float,
+)
 
 
 def derive(seed: int, purpose: str) -> int:
@@ -194,7 +204,7 @@ class Work:
 
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         images, labels = self._poisoned(cell)
-        model = self._blank(cell).train()
+        model, effort = self._blank(cell), Effort()
         recipe = adapt(self.profile.backdoored(cell.dataset), cell)
         options: dict[str, Any] = {
             "seed": derive(cell.seed, "backdoor"),
@@ -202,13 +212,17 @@ class Work:
             "title": f"backdoored model, seed {cell.seed}",
         }
         if cell.attack in ADAPTIVE:
+            if cell.attack == "adaptive_purifier":  # it goes on from BadNets' network
+                badnets, notes = self._made(replace(cell, attack="badnets"))
+                model.load_state_dict(badnets.state_dict())
+                effort, recipe = Effort(**notes["effort"]), replace(recipe, lr=recipe.lr / 10)
             example, seed = to_float(images[:2]), derive(cell.seed, "attacker")
             attacker = Attacker(cell.attack, model, self.split.num_classes, example, seed)
             marked = attacker.marked(labels, len(labels) - len(self.split.train_labels))
-            effort = fit(attacker.trained.train(), images, marked, recipe, loss=attacker.loss, **options)
+            effort += fit(attacker.trained.train(), images, marked, recipe, loss=attacker.loss, **options)
             model = attacker.result().eval()
         else:
-            effort = fit(model, images, labels, recipe, **options)
+            effort += fit(model.train(), images, labels, recipe, **options)
         state = {n: t.detach().contiguous().cpu() for n, t in model.state_dict().items()}
         notes = {"digest": _tensor_digest(state), "effort": asdict(effort)}
         file = io.BytesIO()  # torch does not say why a file could not be written

@@ -95,3 +95,19 @@ def test_means_over_seeds_and_what_is_missing():
     assert 'class="results prose sortable"' in defenses.sortable(mine)
     assert len(defenses.figure(mine).axes[0].get_yticklabels()) == 1, "rows without records are left out"
     assert defenses.reading(results()) == ["No record at profile small is there yet."]
+
+
+def test_attackers_who_know_stand_beside_badnets():
+    knows = ("adaptive_bound", "mnist")
+    mine = results(
+        record(ROW, NONE, 0.98, 1.0),
+        record(ROW, BOUNDED, 0.98, 0.02),
+        record(knows, NONE, 0.96, 1.0),
+        record(knows, BOUNDED, 0.95, 0.6),
+    )
+    assert defenses.attackers(mine) == [
+        "**MNIST, BadNets, knows bounds**: ACC without a defense 96.0 % (98.0); "
+        "ASR in percent after Bound-Feature 60 (2)."
+    ]
+    assert defenses.attackers(results()) == []
+    assert GRID.cell(Column("abl"), knows, 0, "small") == GRID.cell(Column("abl"), ROW, 0, "small")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import BOUNDS
+from purifier_core.config import BOUNDS, GRANULARITIES
 from purifier_core.experiments.grids import Column
 from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
 from purifier_core.pages.overview import seconds
@@ -15,6 +15,9 @@ from purifier_core.runner import Results
 TAKEN = 50.0
 REMOVED = 10.0
 COST = 5.0
+
+AIMED = {"adaptive_purifier": GRANULARITIES, "adaptive_bound": BOUNDS}
+"""The defenses that each attacker knows."""
 
 RULES = (
     f"A backdoor has *taken* if the undefended network has an ASR of {TAKEN:g} % or more; other rows decide nothing. A "
@@ -76,6 +79,26 @@ def reading(results: Results) -> list[str]:
             line += f". {verb}: {'; '.join(mine)}" if mine else ""
         lines.append(line + ".")
     return lines or [f"No record at profile {results.shown} is there yet."]
+
+
+def attackers(results: Results) -> list[str]:
+    """What each attacker who knows a defense gains over BadNets there, and what it costs in accuracy to begin with."""
+    found, none = pairs(results), Column("none")
+    lines = []
+    for row in results.experiment.rows(results.profile):
+        attack, dataset = row
+        plain = ("badnets", dataset)
+        if attack not in AIMED or not {(row, none), (plain, none)} <= found.keys():
+            continue
+        told = [
+            f"{column.label} {found[row, column][1].mean:.0f} ({found[plain, column][1].mean:.0f})"
+            for column in map(Column, AIMED[attack])
+            if {(row, column), (plain, column)} <= found.keys()
+        ]
+        acc = [found[place, none][0].mean for place in (row, plain)]
+        line = f"**{row_label(row)}**: ACC without a defense {acc[0]:.1f} % ({acc[1]:.1f})"
+        lines.append(f"{line}; ASR in percent after {', '.join(told)}." if told else f"{line}.")
+    return lines
 
 
 def table(results: Results) -> pd.DataFrame:
