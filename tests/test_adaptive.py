@@ -1,6 +1,7 @@
 """Attackers who know the defense: their losses by hand, and what they hand out."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.adaptive import Attacker, batch_statistics_alone
+from purifier_core.compute import Work
 from purifier_core.config import Cell, ConfigError
 from purifier_core.models import VGG16
+from purifier_core.profiles import PROFILES, Recipe
+from purifier_core.records import Store
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 5
@@ -92,3 +96,15 @@ def test_such_an_attack_is_badnets_to_everyone_else():
     assert cell.backdoored().attack == "adaptive_bound"
     with pytest.raises(ConfigError, match="allowed: adaptive_purifier, adaptive_bound"):
         Attacker("badnets", vgg(), K, X[:2], seed=0)
+
+
+def test_both_train_like_any_attack_and_one_goes_on_from_badnets(tmp_path, monkeypatch):
+    tiny = replace(PROFILES["quick"], width=1 / 16, backdoor=Recipe(1, 0.1))
+    monkeypatch.setitem(PROFILES, "quick", tiny)
+    work = Work(Store(tmp_path), "quick", "mnist", "cpu")
+    for attack, epochs in (("adaptive_bound", 1), ("adaptive_purifier", 2)):
+        record = work.compute(Cell("mnist", "vgg16", attack, 0.1, "none", 0, 0, "quick"))
+        assert record.error is None
+        assert record.effort["epochs"] == epochs
+    trained = sorted(path.name.split("-")[2] for path in work.store.models.iterdir())
+    assert trained == ["adaptive_bound", "adaptive_purifier", "badnets"]

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import pytest
 
-from purifier_core.experiments.beyond import Attacks, Readings, Switches
+from purifier_core.experiments.beyond import Attacks, Defenses, Readings, Switches
 from purifier_core.experiments.supplement import SUPPLEMENT, Table3, Table4
 from purifier_core.records import ROOT, Store, read
 from purifier_core.runner import widened
@@ -48,6 +48,11 @@ def test_every_table_and_figure_is_whole_at_small(kind):
 def test_the_tables_and_readings_have_three_seeds(kind):
     done = {read(path).cell for path in COMMITTED}
     assert len(widened(kind(profile="small"), "small", done).seeds) >= 3
+
+
+def test_every_defense_has_met_every_attack():
+    done = {read(path).cell for path in COMMITTED}
+    assert set(Defenses(profile="small", seeds=0, attack="all", dataset="all").cells("small")) <= done
 
 
 def test_every_switch_has_a_seed():
