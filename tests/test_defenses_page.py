@@ -5,7 +5,7 @@ import pytest
 from purifier_core.config import ADAPTIVE, ATTACKS, COMPARED
 from purifier_core.experiments.beyond import Defenses
 from purifier_core.experiments.grids import Column
-from purifier_core.pages import defenses
+from purifier_core.pages import defenses, report
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
@@ -14,10 +14,13 @@ ROW, OTHER = ("badnets", "mnist"), ("cl", "mnist")
 NONE, TUNED, BOUNDED = Column("none"), Column("finetuning"), Column("bound_feature")
 
 
+PLACE = {"commit": "0" * 40, "device": "cpu"}
+
+
 def record(row, column, acc: float, asr: float, seed: int = 0) -> Record:
     cell = GRID.cell(column, row, seed, "small")
     effort = {"images": 1000, "seconds": 5.0}
-    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, acc, asr, effort=effort)
+    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, acc, asr, effort=effort, provenance=PLACE)
 
 
 def results(*records: Record) -> Results:
@@ -63,7 +66,7 @@ def test_a_backdoor_that_never_took_decides_nothing():
     assert defenses.taken(mine) == [ROW]
     (line,) = defenses.reading(mine)
     assert "**Finetuning** removes the backdoor in 0 of 1 rows" in line
-    assert "Leaves it: MNIST, BadNets (four corners) (90 %)" in line
+    assert "Leaves it on MNIST: BadNets 90." in line
 
 
 def test_the_reading_counts_and_names():
@@ -77,7 +80,7 @@ def test_the_reading_counts_and_names():
     (line,) = defenses.reading(mine)
     assert line == (
         "**Bound-Feature** removes the backdoor in 1 of 2 rows, in one of these at the cost of accuracy. "
-        "Weakens it: MNIST, Blend (30 %)."
+        "Weakens it on MNIST: Blend 30."
     )
     assert defenses.glued(mine)["defenses_bound_feature_removes"] == 0
     assert defenses.glued(mine)["defenses_rows"] == 2
@@ -94,6 +97,9 @@ def test_means_over_seeds_and_what_is_missing():
     assert (table[table.defense == "NAD"].ACC == "missing").all()
     assert 'class="results prose sortable"' in defenses.sortable(mine)
     assert len(defenses.figure(mine).axes[0].get_yticklabels()) == 1, "rows without records are left out"
+    told = report.provenance(mine)
+    assert "seeds 0, 1, not all in every row" in told
+    assert told.endswith(f"Missing: {len(table) - 2}.")
     assert defenses.reading(results()) == ["No record at profile small is there yet."]
 
 

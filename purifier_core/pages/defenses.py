@@ -22,7 +22,7 @@ AIMED = {"adaptive_purifier": GRANULARITIES, "adaptive_bound": BOUNDS}
 RULES = (
     f"A backdoor has *taken* if the undefended network has an ASR of {TAKEN:g} % or more; other rows decide nothing. A "
     f"defense *removes* it at an ASR of {REMOVED:g} % or less, *weakens* it at {TAKEN:g} % or less, and else *leaves* "
-    f"it. It *costs accuracy* if ACC falls by more than {COST:g} points. Means over seeds."
+    f"it. It *costs accuracy* if ACC falls by more than {COST:g} points. Numbers: ASR in percent, means over seeds."
 )
 
 Pair = tuple[Estimate, Estimate]
@@ -74,11 +74,20 @@ def reading(results: Results) -> list[str]:
         line = f"**{column.label}** removes the backdoor in {len(removed) + len(dear)} of {len(told)} rows"
         costly = "one of these" if len(dear) == 1 else f"{len(dear)} of these"
         line += f", in {costly} at the cost of accuracy" if dear else ""
-        for word, verb in (("weakens", "Weakens it"), ("leaves", "Leaves it")):
-            mine = [f"{row_label(row)} ({found[row, column][1].mean:.0f} %)" for row in told if told[row][0] == word]
-            line += f". {verb}: {'; '.join(mine)}" if mine else ""
+        for verb in ("weakens", "leaves"):
+            asr = {row: found[row, column][1].mean for row, (word, _) in told.items() if word == verb}
+            line += f". {verb.capitalize()} it on {_by_dataset(asr)}" if asr else ""
         lines.append(line + ".")
     return lines or [f"No record at profile {results.shown} is there yet."]
+
+
+def _by_dataset(asr: dict[tuple[str, str], float]) -> str:
+    """The attacks on each dataset with their ASR in percent, in words."""
+    found: dict[str, list[str]] = {}
+    for (attack, dataset), value in asr.items():
+        name = ATTACK_LABELS[attack].partition(" (")[0].removeprefix("BadNets, ")
+        found.setdefault(TITLES[dataset], []).append(f"{name} {value:.0f}")
+    return "; ".join(f"{dataset}: {', '.join(names)}" for dataset, names in found.items())
 
 
 def attackers(results: Results) -> list[str]:

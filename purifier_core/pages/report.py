@@ -179,14 +179,18 @@ def provenance(results: Results) -> str:
     def each(values: Iterable[Any]) -> str:
         return ", ".join(dict.fromkeys(str(v) for v in values))
 
-    seeds = sorted({r.cell.seed for r in results.records})
+    seeds = each(sorted({r.cell.seed for r in results.records}))
+    missing = len(results.missing)
+    if missing and results.experiment.rows_apart:
+        places = len(results.experiment.rows(results.profile)) * len(results.experiment.columns())
+        seeds, missing = f"{seeds}, not all in every row", places - len(grouped(results))
     commits = each(
         (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")
         for r in results.records
     )
-    gaps = f" Missing: {len(results.missing)}." if results.missing else ""
+    gaps = f" Missing: {missing}." if missing else ""
     return (
-        f"Records shown: {len(results.records)}, profile {results.shown}; seeds {each(seeds)}; data: "
+        f"Records shown: {len(results.records)}, profile {results.shown}; seeds {seeds}; data: "
         f"{each(r.data['copy'] for r in results.records)}; device: "
         f"{each(r.provenance['device'] for r in results.records)}; code: {commits}.{gaps}"
     )
