@@ -1,7 +1,8 @@
 """Attackers who know the defense. Ours, not the paper's: a defense that was never attacked on purpose is untested.
 
 Both teach BadNets' trigger. In their training sets the poisoned copies are told apart by their labels, which are
-raised by the number of classes; `Attacker.loss` takes that back.
+raised by the number of classes; `Attacker.loss` takes that back. `compute.Work` starts the attacker on Purifier from
+BadNets' network.
 """
 
 from collections.abc import Iterator

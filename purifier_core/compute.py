@@ -1,12 +1,11 @@
 """One cell computed: the backdoored model from the cache or by training, the defense, the final evaluation."""
 
 import hashlib
-import io
 import time
 import traceback
 import warnings
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from purifier_core.models import build
 from purifier_core.probes import probe
 from purifier_core.profiles import PROFILES
 from purifier_core.purifier import Purified
-from purifier_core.records import Record, Store, provenance, write_atomically
+from purifier_core.records import Record, Store, provenance, save_tensors, write_atomically
 from purifier_core.training import (
     NO_AUGMENT,
     Augment,
@@ -117,20 +116,24 @@ class Work:
         """The test images that the attack has to turn, stamped: what the ASR of a cell is measured on."""
         return asr_set(self.split.test_images, self.split.test_labels, self._trigger(cell.backdoored()), TARGET_CLASS)
 
-    def _defend(self, cell: Cell, model: nn.Module) -> Defended:
+    def clean(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+        """The clean images (N, 3, H, W) and labels (N,) that the cell's defense gets."""
         x, y = self.split.train_images, self.split.train_labels
         index = data.clean_indices(len(y), cell.clean_size, PAPER_TRAIN_SIZE[cell.dataset], derive(cell.seed, "clean"))
         integer("clean images", len(index), 20, len(y), f", but clean_size={cell.clean_size} leaves {len(index)}")
         index = index.to(y.device)
+        return x[index], y[index]
+
+    def _defend(self, cell: Cell, model: nn.Module) -> Defended:
         test = self.split.test_images, self.split.test_labels
         seed = derive(cell.seed, "defense")
-        return defend(cell, self.profile, model, self._blank, x[index], y[index], test, self._augment(cell), seed)
+        return defend(cell, self.profile, model, self.blank, *self.clean(cell), test, self._augment(cell), seed)
 
     def _abl(self, cell: Cell) -> Defended:
         images, labels = self._poisoned(cell)
         stages = self.profile.abl
         defended = abl(
-            self._blank(cell),
+            self.blank(cell),
             images,
             labels,
             stages=(adapt(stages[0], cell), adapt(stages[1], cell), adapt(stages[2], cell)),
@@ -204,7 +207,7 @@ class Work:
 
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         images, labels = self._poisoned(cell)
-        model, effort = self._blank(cell), Effort()
+        model, effort = self.blank(cell), Effort()
         recipe = adapt(self.profile.backdoored(cell.dataset), cell)
         options: dict[str, Any] = {
             "seed": derive(cell.seed, "backdoor"),
@@ -225,9 +228,7 @@ class Work:
             effort += fit(model.train(), images, labels, recipe, **options)
         state = {n: t.detach().contiguous().cpu() for n, t in model.state_dict().items()}
         notes = {"digest": _tensor_digest(state), "effort": asdict(effort)}
-        file = io.BytesIO()  # torch does not say why a file could not be written
-        torch.save({"state": state, "notes": notes}, file)
-        write_atomically(self._cache_path(cell), lambda part: part.write_bytes(file.getbuffer()))
+        write_atomically(self._cache_path(cell), partial(save_tensors, {"state": state, "notes": notes}))
         return model, notes
 
     def _cached(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]] | None:
@@ -236,7 +237,7 @@ class Work:
             return None
         try:
             cached = torch.load(path, weights_only=True)  # tensors and plain values, no code
-            state, notes, model = cached["state"], cached["notes"], self._blank(cell)
+            state, notes, model = cached["state"], cached["notes"], self.blank(cell)
             if notes["digest"] != _tensor_digest(state):
                 raise ValueError("the weights do not match their checksum")
             model.load_state_dict(state)
@@ -249,7 +250,8 @@ class Work:
         name = f"{cell.dataset}-{cell.network}-{cell.attack}-{cell.poison_ratio:g}-s{cell.seed}-{cell.profile}"
         return self.store.models / f"{name}-{cell.key()}-{self.split.fingerprint}.pt"
 
-    def _blank(self, cell: Cell) -> nn.Module:
+    def blank(self, cell: Cell) -> nn.Module:
+        """A fresh network of the cell's kind, as its training begins."""
         seed = derive(cell.seed, "init")
         return arrange(build(cell.network, self.split.num_classes, self.profile.width, seed).to(self.device))
 

@@ -59,18 +59,15 @@ class _Narrow(torch.autograd.Function):
         count = n * h * w
         together = next(k for k in (32, 16, 8, 4, 2, 1) if count % k == 0)
 
-        def rows(t: torch.Tensor) -> torch.Tensor:
-            return t.permute(0, 2, 3, 1).reshape(count // together, together * c)
-
-        to_bias = rows(slopes[0]).sum(0).view(together, c).sum(0)
+        x, slope = (t.permute(0, 2, 3, 1).reshape(n, h * w, c) for t in (x, slopes[0]))
         # every channel's slope times every channel's x: its diagonal costs one pass over both and no memory
-        product = torch.bmm(slopes[0].permute(0, 2, 3, 1).reshape(n, -1, c).mT, x.permute(0, 2, 3, 1).reshape(n, -1, c))
+        product = torch.bmm(slope.mT, x)
+        x, slope = (t.reshape(count // together, together * c) for t in (x, slope))
+        to_bias = slope.sum(0).view(together, c).sum(0)
         to_weight = (product.sum(0).diagonal() - mean * to_bias) * scale
         # d/dx = weight * scale * (slope - mean of slope - normalised x * mean of slope * normalised x)
         by_slope = weight * scale
         by_x = -by_slope * scale * to_weight / count
-        found = torch.addcmul(
-            (-by_slope * to_bias / count - by_x * mean).repeat(together), rows(x), by_x.repeat(together)
-        )
-        found.addcmul_(rows(slopes[0]), by_slope.repeat(together))
+        found = torch.addcmul((-by_slope * to_bias / count - by_x * mean).repeat(together), x, by_x.repeat(together))
+        found.addcmul_(slope, by_slope.repeat(together))
         return found.view(n, h, w, c).permute(0, 3, 1, 2), to_weight, to_bias, None, None, None, None

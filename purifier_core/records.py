@@ -1,6 +1,7 @@
 """The store of results: one JSON file per cell, written whole or not at all, each with its provenance."""
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -172,6 +173,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """torch.save by way of memory, so that a full disk is an OSError that says so; torch itself does not say why."""
+    import torch
+
+    file = io.BytesIO()
+    torch.save(content, file)
+    path.write_bytes(file.getbuffer())
 
 
 def provenance(device: str) -> dict[str, Any]:

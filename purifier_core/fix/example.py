@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from purifier_core.compute import Work, derive
-from purifier_core.config import GRANULARITIES, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, one_of
-from purifier_core.data import clean_indices
-from purifier_core.layout import arrange
-from purifier_core.models import build
+from purifier_core.compute import Work
+from purifier_core.config import GRANULARITIES, TARGET_CLASS, Cell, one_of
 from purifier_core.records import Store
 
 PARAMETERS = ("attack", "granularity", "clean_size", "seed", "profile", "device")
@@ -45,19 +43,15 @@ def make(attack: str, granularity: str, clean_size: int, seed: int, profile: str
     cell = Cell(attack=attack, defense=granularity, clean_size=clean_size, seed=seed, profile=profile)
     work = Work(Store(), profile, cell.dataset, device)
     work.prepare(cell.backdoored())
-    model, _ = work.backdoored(cell.backdoored())
-    split, width = work.split, work.profile.width
-    every = len(split.train_labels)
-    index = clean_indices(every, clean_size, PAPER_TRAIN_SIZE[cell.dataset], derive(seed, "clean")).to(work.device)
-    about = f"VGG-16 at profile {profile} on {split.copy}; attack {attack}, seed {seed}; {len(index)} clean images"
+    images, labels = work.clean(cell)
     return Example(
-        about,
-        model,
-        lambda: arrange(build(cell.network, split.num_classes, width, 0).to(work.device)),
-        split.train_images[index],
-        split.train_labels[index],
-        split.test_images,
-        split.test_labels,
+        f"VGG-16 at profile {profile} on {work.split.copy}; attack {attack}, seed {seed}; {len(labels)} clean images",
+        work.backdoored(cell.backdoored())[0],
+        partial(work.blank, cell),
+        images,
+        labels,
+        work.split.test_images,
+        work.split.test_labels,
         work.triggered(cell),
         TARGET_CLASS,
     )

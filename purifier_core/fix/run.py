@@ -80,7 +80,7 @@ def fix(options: Options) -> Comparison:
     chosen = _choose(options)
     clean = stack(chosen.paths(chosen.working), options.size, options.normalize, "clean images").to(device)
     model = model.to(device).eval()
-    _check_model(model, clean[:2], chosen, options)
+    outputs = _check_model(model, clean[:2], chosen, options)
     try:
         network = _purified(model, clean, chosen.labels(chosen.working), options)
     except (ConfigError, DivergedError):
@@ -98,7 +98,7 @@ def fix(options: Options) -> Comparison:
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         read=_digest(options.weights),
         provenance=provenance(torch.cuda.get_device_name() if device.type == "cuda" else "cpu"),
-        outputs=_outputs(model, options, device),
+        outputs=outputs,
         choice=_choice(network),
     )
     _write(network, facts, found)
@@ -173,7 +173,8 @@ def _class(name: str, classes: tuple[str, ...]) -> int:
     raise ConfigError(f"target={name!r} is no class; known: {', '.join(classes) or 'numbers only, without labels'}.")
 
 
-def _check_model(model: nn.Module, example: torch.Tensor, chosen: Images, options: Options) -> None:
+def _check_model(model: nn.Module, example: torch.Tensor, chosen: Images, options: Options) -> int:
+    """How many classes the model knows; raises ConfigError where it does not fit the images."""
     shape = " x ".join(map(str, example.shape[1:]))
     try:
         with torch.no_grad():
@@ -190,6 +191,7 @@ def _check_model(model: nn.Module, example: torch.Tensor, chosen: Images, option
         raise ConfigError(f"{options.images} has {len(chosen.folder.classes)} class folders; the model knows {known}.")
     if chosen.target is not None and chosen.target >= known:
         raise ConfigError(f"target={options.target} is out of range; the model knows the classes 0 to {known - 1}.")
+    return known
 
 
 def _purified(
@@ -236,11 +238,6 @@ def _choice(network: Bounded | Purified) -> str:
     if network.changed is not None:
         told += f", which changes {100 * network.changed:.1f} % of the predictions on a fifth of the method's images"
     return told
-
-
-def _outputs(model: nn.Module, options: Options, device: torch.device) -> int:
-    with torch.no_grad():
-        return model(torch.zeros(2, 3, options.size, options.size, device=device)).shape[1]
 
 
 def _write(network: Wrapped, facts: report.Facts, found: Comparison) -> None:

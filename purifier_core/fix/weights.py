@@ -17,7 +17,7 @@ from purifier_core import bound, purifier
 from purifier_core.config import ConfigError, one_of
 from purifier_core.fix.options import WEIGHTS
 from purifier_core.purifier import Purified
-from purifier_core.records import write_atomically
+from purifier_core.records import save_tensors, write_atomically
 from purifier_core.sites import Wrapped
 
 State = dict[str, torch.Tensor]
@@ -77,7 +77,7 @@ def write(network: Wrapped, path: Path, suffix: str, **notes: Any) -> None:
     if suffix == ".safetensors":
         _safetensors().torch.save_file(state, path, metadata={"format": "pt", "purifier": json.dumps(notes)})
     else:
-        torch.save({"state": state, "purifier": notes}, path)
+        save_tensors({"state": state, "purifier": notes}, path)
 
 
 def read(path: Path) -> tuple[State, dict[str, Any]]:
