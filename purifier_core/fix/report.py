@@ -70,7 +70,8 @@ def limits(options: Options, found: Comparison) -> list[str]:
     else:
         lines.append(
             "Training starts from the given weights, backdoor included. In this project's measurements that left "
-            "BadNets in place, where bounds of granularity feature removed it."
+            "BadNets in place with granularity channel and feature, and cost much accuracy with cube; bounds of "
+            "granularity feature removed it, or nearly."
         )
     return [
         *lines,
