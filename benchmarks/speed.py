@@ -14,8 +14,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from datetime import date
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -26,14 +27,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from purifier_core import data
-from purifier_core.attacks import asr_set, badnets
+from purifier_core.attacks import asr_set, badnets, poison
 from purifier_core.config import NETWORKS, TARGET_CLASS
 from purifier_core.defenses.finetuning import finetuning
+from purifier_core.device import pick_device, prepare
 from purifier_core.layout import arrange
 from purifier_core.models import build
-from purifier_core.profiles import Recipe
+from purifier_core.profiles import BACKDOOR, Recipe
 from purifier_core.records import ROOT, provenance, write_atomically
-from purifier_core.training import Augment, cross_entropy, evaluate, fit, keep_memory, pick_device
+from purifier_core.training import Augment, cross_entropy, evaluate, fit
 
 WIDTHS = {"1/8": 1 / 8, "1": 1.0}
 AUGMENT = Augment(flip=True)
@@ -48,22 +50,40 @@ def vgg(width: float, device: torch.device, fast: bool) -> nn.Module:
 class Side:
     """One of the two, in a process of its own: the plain loop must not profit from what ours sets for its process."""
 
-    def __init__(self, name: str, device: torch.device, threads: int, dataset: str) -> None:
-        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (name, device.type, threads, dataset))
+    def __init__(self, name: str, device: torch.device, threads: int, dataset: str, bf16: bool = False) -> None:
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (name, device.type, threads, dataset, bf16))
+
+    def begin(self, work: Callable[..., object], *values: object) -> Future[float]:
+        """Make a call there, of which the future says how long it took, to the end of what it asks of the device."""
+        return self.pool.submit(_seconds, work, values)
 
     def seconds(self, work: Callable[..., object], *values: object) -> float:
-        """How long a call takes there, to the end of what it asks of the device."""
-        return self.pool.submit(_seconds, work, values).result()
+        """How long a call takes there."""
+        return self.begin(work, *values).result()
+
+
+class Together:
+    """Several sides at once."""
+
+    def __init__(self, sides: list[Side]) -> None:
+        self.sides = sides
+
+    def seconds(self, work: Callable[..., object], *values: object) -> float:
+        """How long it takes until a call that all of them make has ended in all."""
+        started = time.perf_counter()
+        for future in [side.begin(work, *values) for side in self.sides]:
+            future.result()
+        return time.perf_counter() - started
 
 
 _here = SimpleNamespace()  # in a process of a side: which one it is, its data and its networks
 
 
-def _begin(name: str, device: str, threads: int, dataset: str) -> None:
+def _begin(name: str, device: str, threads: int, dataset: str, bf16: bool) -> None:
     torch.set_num_threads(threads)
-    if name == "ours":
-        keep_memory()
-    _here.ours, _here.device, _here.work = name == "ours", torch.device(device), {}
+    _here.ours, _here.device, _here.bf16, _here.work = name == "ours", torch.device(device), bf16, {}
+    if _here.ours:
+        prepare(_here.device)
     _here.split = data.load("mnist", embedded=True) if dataset == "digits" else data.load(dataset)
 
 
@@ -79,12 +99,12 @@ def _epoch(width: float, count: int) -> None:
     """One epoch over some images, data loading included; a first call sets up what later ones reuse."""
     if width not in _here.work:
         x, y = _here.split.train_images[:count], _here.split.train_labels[:count]
-        _here.work[width] = epoch(_here.ours, width, x, y, _here.device)
+        _here.work[width] = epoch(_here.ours, width, x, y, _here.device, _here.bf16)
     _here.work[width]()
 
 
 def epoch(
-    ours: bool, width: float, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+    ours: bool, width: float, images: torch.Tensor, labels: torch.Tensor, device: torch.device, bf16: bool
 ) -> Callable[[], object]:
     """One epoch as the package does it, or as the plain loop does."""
     model = vgg(width, device, ours)
@@ -92,7 +112,7 @@ def epoch(
         batches = plain.loader(images, labels, plain.TRAIN)
         return lambda: plain.train(model, batches, 1)
     x, y = images.to(device, memory_format=torch.channels_last), labels.to(device)
-    return lambda: fit(model.train(), x, y, Recipe(1, 0.01), seed=0, augment=AUGMENT)
+    return lambda: fit(model.train(), x, y, Recipe(1, 0.01, bf16=bf16), seed=0, augment=AUGMENT)
 
 
 def _defense() -> None:
@@ -104,7 +124,7 @@ def _defense() -> None:
     if _here.ours:
         here = split.to(device)
         x, y = here.train_images[:3000], here.train_labels[:3000]
-        tuned = finetuning(start, x, y, recipe=Recipe(20, 0.01), augment=AUGMENT)
+        tuned = finetuning(start, x, y, recipe=Recipe(20, 0.01, bf16=_here.bf16), augment=AUGMENT)
         evaluate(tuned.model, here.test_images, here.test_labels, triggered.to(device), TARGET_CLASS)
         return
     targets = torch.full((len(triggered),), TARGET_CLASS)
@@ -116,7 +136,15 @@ def _defense() -> None:
     plain.train(start, batches, 20, tests)
 
 
-def in_turn(sides: dict[str, Side], repeats: int, work: Callable[..., object], *values: object) -> dict:
+def _backdoored() -> None:
+    """A backdoored model of the paper's size: 66,000 images, 80 epochs, VGG-16 at width 1."""
+    here = _here.split.to(_here.device)
+    images, labels = poison(here.train_images, here.train_labels, badnets, 0.1, TARGET_CLASS, seed=0)
+    recipe = replace(BACKDOOR, bf16=_here.bf16)
+    fit(vgg(1.0, _here.device, True).train(), images, labels, recipe, seed=0, augment=AUGMENT)
+
+
+def in_turn(sides: Mapping[str, Side | Together], repeats: int, work: Callable[..., object], *values: object) -> dict:
     """Time both in alternating order: the seconds of each, and the ratio's median and extremes."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats):
@@ -127,12 +155,16 @@ def in_turn(sides: dict[str, Side], repeats: int, work: Callable[..., object], *
     return {"seconds": times, "ratio": {name: round(value, 3) for name, value in spread.items()}}
 
 
-def training(sides: dict[str, Side], width: float, count: int, repeats: int) -> dict:
-    """Images per second in training, and how close ours comes to the device's matrix product."""
+def training(sides: Mapping[str, Side | Together], width: float, count: int, repeats: int, cells: int = 1) -> dict:
+    """Images per second in training, of so many cells at once on our side, and how close ours comes to the device's
+    matrix product."""
     for side in sides.values():
         side.seconds(_epoch, width, count)
     found = in_turn(sides, repeats, _epoch, width, count)
-    rates = {name: count / statistics.median(times) for name, times in found["seconds"].items()}
+    if cells > 1:
+        found["ratio"] = {name: round(cells * value, 3) for name, value in found["ratio"].items()}
+    seen = {"ours": cells * count, "plain": count}
+    rates = {name: seen[name] / statistics.median(times) for name, times in found["seconds"].items()}
     work = flops("vgg16", width)["training"] * rates["ours"]
     shown = {name: round(rate, 1) for name, rate in rates.items()}
     return {"images": count, "images_per_second": shown, "gflop_per_second": round(work / 1e9, 1)} | found
@@ -162,18 +194,18 @@ def ceiling(device: torch.device) -> float:
     return round(best, 1)
 
 
-def memory(width: float, which: str, device: str, threads: int) -> float:
+def memory(width: float, which: str, device: str, threads: int, bf16: bool) -> float:
     """The peak memory in MiB of a process of its own that trains 640 images; on a GPU what torch allocated there."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_memory, width, which, device, threads).result()
+        return pool.submit(_memory, width, which, device, threads, bf16).result()
 
 
-def _memory(width: float, which: str, device: str, threads: int) -> float:
+def _memory(width: float, which: str, device: str, threads: int, bf16: bool) -> float:
     torch.set_num_threads(threads)
     if which == "ours":
-        keep_memory()
+        prepare(torch.device(device))
     images = torch.randint(0, 256, (640, 3, 32, 32), dtype=torch.uint8)
-    epoch(which == "ours", width, images, torch.arange(640) % 10, torch.device(device))()
+    epoch(which == "ours", width, images, torch.arange(640) % 10, torch.device(device), bf16)()
     if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**20)
     try:  # getrusage would give the peak of the process that this one was started from, where that is higher
@@ -205,31 +237,50 @@ def main() -> None:
         "--repeats", type=int, default=5, help="pairs of each training; a whole defense takes 3 at most"
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, by default torch's own number")
+    parser.add_argument("--cells", type=int, default=0, help="cells at once, by default 4 on a GPU, else one a thread")
+    parser.add_argument("--bf16", action="store_true", help="let the package train under bf16 autocast")
     chosen = parser.parse_args()
     device = pick_device(chosen.device)
     torch.set_num_threads(chosen.threads or torch.get_num_threads())
-    digits = chosen.dataset == "digits"
-    counts = {"1/8": 3200, "1": 640} if device.type == "cpu" else {"1/8": 40_000, "1": 20_000}
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    threads, digits, on_gpu = torch.get_num_threads(), chosen.dataset == "digits", device.type == "cuda"
+    prepare(device)
+    split = data.load("mnist" if digits else chosen.dataset, embedded=digits)
+    # on a CPU at width 1/8 so many that, as of a whole training set, not all stay in the processor's cache
+    counts = {"1/8": 40_000, "1": 20_000} if on_gpu else {"1/8": 12_800, "1": 640}
+    cells = chosen.cells or (4 if on_gpu else threads)
     found: dict = {
-        "provenance": provenance(name),
+        "provenance": provenance(torch.cuda.get_device_name() if on_gpu else "cpu"),
         "machine": machine(),
-        "data": data.load("mnist" if digits else chosen.dataset, embedded=digits).copy,
+        "precision": "bf16" if chosen.bf16 else "fp32",
+        "cells": cells,
+        "data": split.copy,
         "flops": {n: {w: flops(n, value) for w, value in WIDTHS.items()} for n in NETWORKS},
         "matrix_product_gflop_per_second": ceiling(device),
         "memory_mib": {
-            w: {which: memory(v, which, device.type, torch.get_num_threads()) for which in ("ours", "plain")}
+            w: {which: memory(v, which, device.type, threads, chosen.bf16) for which in ("ours", "plain")}
             for w, v in WIDTHS.items()
         },
     }
-    sides = {n: Side(n, device, torch.get_num_threads(), chosen.dataset) for n in ("ours", "plain")}
-    found["training"] = {}
-    for width, value in WIDTHS.items():
-        found["training"][width] = one = training(sides, value, counts[width], chosen.repeats)
-        print(f"training at width {width}: {one['images_per_second']} images/s, ratio {one['ratio']}", flush=True)
-    found["defense"] = in_turn(sides, min(3, chosen.repeats), _defense)
-    print(f"Finetuning, 3,000 images, 20 epochs, width 1/8: ratio {found['defense']['ratio']}")
-    path = ROOT / "data" / "benchmarks" / f"{device.type}-{date.today()}-{torch.get_num_threads()}threads.json"
+
+    def side(name: str, threads: int = threads) -> Side:
+        return Side(name, device, threads, chosen.dataset, chosen.bf16)
+
+    alone = {name: side(name) for name in ("ours", "plain")}
+    several = Together([side("ours", threads if on_gpu else 1) for _ in range(cells)])
+    for name, sides, many in (("training", alone, 1), ("together", {"ours": several, "plain": alone["plain"]}, cells)):
+        found[name] = {}
+        for width, value in WIDTHS.items():
+            count = min(counts[width], len(split.train_labels))
+            found[name][width] = one = training(sides, value, count, chosen.repeats, many)
+            shown = f"{one['images_per_second']} images/s, ratio {one['ratio']}"
+            print(f"{many} at once, width {width}: {shown}", flush=True)
+    found["defense"] = in_turn(alone, min(3, chosen.repeats), _defense)
+    print(f"Finetuning, 3,000 images, 20 epochs, width 1/8: ratio {found['defense']['ratio']}", flush=True)
+    if on_gpu:
+        found["backdoored_seconds"] = round(alone["ours"].seconds(_backdoored), 1)
+        print(f"a backdoored model at the paper's size: {found['backdoored_seconds']} s")
+    name = f"{device.type}-{date.today()}-{threads}threads{'-bf16' if chosen.bf16 else ''}.json"
+    path = ROOT / "data" / "benchmarks" / name
     write_atomically(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
     print(path)
 

@@ -23,8 +23,8 @@ from purifier_core.training import Augment
 def adapt(recipe: Recipe, cell: Cell) -> Recipe:
     """The recipe under the cell's switches."""
     if cell.switch("weight_decay") == "dampening":  # SGD allows no dampening with Nesterov momentum
-        return replace(recipe, weight_decay=0.0, dampening=1e-4, nesterov=False)
-    return recipe
+        recipe = replace(recipe, weight_decay=0.0, dampening=1e-4, nesterov=False)
+    return replace(recipe, bf16=cell.switch("precision") == "bf16")
 
 
 def defend(
@@ -93,4 +93,4 @@ def defend(
             **common,
         )
     steps = profile.anp_steps if cell.switch("anp_steps") == "profile" else int(cell.switch("anp_steps"))
-    return anp(model, images, labels, recipe=profile.anp, steps=steps, **common)
+    return anp(model, images, labels, recipe=replace(profile.anp, bf16=finetune.bf16), steps=steps, **common)

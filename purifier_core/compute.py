@@ -19,6 +19,7 @@ from purifier_core.attacks import Trigger, asr_set, make_trigger, poison
 from purifier_core.config import ADAPTIVE, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
 from purifier_core.defenses import Defended
 from purifier_core.defenses.abl import abl
+from purifier_core.device import pick_device, prepare, threads
 from purifier_core.layout import arrange
 from purifier_core.locks import locked
 from purifier_core.models import build
@@ -32,9 +33,6 @@ from purifier_core.training import (
     Effort,
     evaluate,
     fit,
-    keep_memory,
-    pick_device,
-    threads,
     to_float,
 )
 
@@ -51,8 +49,7 @@ class Work:
         self.store = store
         self.profile = PROFILES[profile]
         self.device = pick_device(device)
-        if self.device.type == "cpu":
-            keep_memory()
+        prepare(self.device)
         self.split = data.load(dataset, self.profile.data == "embedded", self.device)
         self._broken: dict[Cell, str] = {}
         self._triggers: dict[Cell, Trigger] = {}
@@ -65,8 +62,9 @@ class Work:
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
-        return provenance(name) | {"threads": self.profile.threads or torch.get_num_threads()}
+        on_gpu = self.device.type == "cuda"
+        made = provenance(torch.cuda.get_device_name() if on_gpu else "cpu")
+        return made | {"threads": self.profile.threads or torch.get_num_threads(), "tf32": on_gpu}
 
     def compute(self, cell: Cell) -> Record:
         """Compute one cell; an exception of the computation becomes a failed record."""

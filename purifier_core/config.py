@@ -78,7 +78,7 @@ def integer(name: str, value: Any, low: int, high: int, example: str = "") -> in
 
 @dataclass(frozen=True)
 class Switch:
-    """A choice between the method as intended (the first value) and a behaviour of the released code."""
+    """A choice between the method as intended (the first value) and another way, most often the released code's."""
 
     values: tuple[str, ...]
     applies: tuple[str, ...]  # the defenses or attacks it changes; "backdoor" when it changes the backdoored model
@@ -118,6 +118,7 @@ SWITCHES = {
     "abl_remove_isolated": Switch(("yes", "no"), ("abl",), "leave the isolated images out of ABL's finetuning"),
     "abl_score_aug": Switch(("no", "yes"), ("abl",), "score augmented images when ABL isolates, and unlearn on such"),
     "anp_steps": Switch(("profile", "16"), ("anp",), "mask updates: the profile's number, or the release's 16"),
+    "precision": Switch(("fp32", "bf16"), ("backdoor", *_ALL), "train under bf16 autocast; ours, for speed"),
 }
 
 
@@ -221,7 +222,7 @@ class Cell:
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """A recipe for a key. Fields added since the first records stay out at their neutral value, so old keys hold."""
-    later = {"nesterov": False}
+    later = {"nesterov": False, "bf16": False}
     return {n: v for n, v in asdict(recipe).items() if n not in later or v != later[n]}
 
 

@@ -36,7 +36,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         few = self.num_features < _FEW and x.device.type == "cpu" and not x.is_contiguous()
-        if not (few and self.training and torch.is_grad_enabled() and torch.get_num_threads() > 1):
+        alike = x.dtype == self.weight.dtype  # under autocast it is not
+        if not (few and alike and self.training and torch.is_grad_enabled() and torch.get_num_threads() > 1):
             return super().forward(x)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
@@ -44,7 +45,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _Narrow(torch.autograd.Function):
-    """BatchNorm over a batch; its backward pass takes several pixels for one row, which fills the processor's lanes."""
+    """BatchNorm over a batch; its backward pass takes several pixels for one of more channels, which fills the
+    processor's lanes."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
@@ -57,17 +59,24 @@ class _Narrow(torch.autograd.Function):
         x, weight, mean, scale = ctx.saved_tensors
         n, c, h, w = x.shape
         count = n * h * w
-        together = next(k for k in (32, 16, 8, 4, 2, 1) if count % k == 0)
+        together = next(k for k in range(-(-_FEW // c), 0, -1) if h * w % k == 0)
+        x, slope = (t.permute(0, 2, 3, 1) for t in (x, slopes[0]))
 
-        x, slope = (t.permute(0, 2, 3, 1).reshape(n, h * w, c) for t in (x, slopes[0]))
-        # every channel's slope times every channel's x: its diagonal costs one pass over both and no memory
-        product = torch.bmm(slope.mT, x)
-        x, slope = (t.reshape(count // together, together * c) for t in (x, slope))
-        to_bias = slope.sum(0).view(together, c).sum(0)
-        to_weight = (product.sum(0).diagonal() - mean * to_bias) * scale
+        def repeated(t: torch.Tensor, times: int) -> torch.Tensor:
+            return t.expand(times, c).reshape(-1)
+
+        wide = (t.reshape(n, -1, 1, together * c).permute(0, 3, 1, 2) for t in (slope, x))
+        known = (repeated(mean, together), repeated(scale, together))
+        _, *sums = torch.ops.aten.native_batch_norm_backward(
+            *wide, None, None, None, *known, True, 0.0, [False, True, True]
+        )
+        to_weight, to_bias = (t.view(together, c).sum(0) for t in sums)
         # d/dx = weight * scale * (slope - mean of slope - normalised x * mean of slope * normalised x)
         by_slope = weight * scale
-        by_x = -by_slope * scale * to_weight / count
-        found = torch.addcmul((-by_slope * to_bias / count - by_x * mean).repeat(together), x, by_x.repeat(together))
-        found.addcmul_(slope, by_slope.repeat(together))
+        by_x = by_slope * scale * to_weight * (-1 / count)
+        constant = torch.addcmul(by_slope * to_bias * (-1 / count), by_x, mean, value=-1)
+        pixels = next(k for k in (32, 16, 8, 4, 2, 1) if count % k == 0)
+        x, slope = (t.reshape(-1, pixels * c) for t in (x, slope))
+        found = torch.addcmul(repeated(constant, pixels), x, repeated(by_x, pixels))
+        found.addcmul_(slope, repeated(by_slope, pixels))
         return found.view(n, h, w, c).permute(0, 3, 1, 2), to_weight, to_bias, None, None, None, None

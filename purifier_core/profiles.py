@@ -16,6 +16,7 @@ class Recipe:
     weight_decay: float = 1e-4
     dampening: float = 0.0
     nesterov: bool = False
+    bf16: bool = False  # autocast: products in bfloat16, weights and their updates in fp32
     tail: bool = False  # MCR's schedule: constant to half, linear down to 1 % at 90 %, then constant
 
     def lr_at(self, epoch: int) -> float:

@@ -75,7 +75,7 @@ def resolve_profile(experiment: Experiment, store: Store, reading: bool) -> tupl
         if len(there) == 2:
             return "paper", "the reference", "small"
         return (there[0], "the largest with records", "") if there else ("small", "no records yet", "")
-    from purifier_core.training import pick_device
+    from purifier_core.device import pick_device
 
     if pick_device(experiment.device).type == "cuda":
         return "paper", "a GPU was found", ""

@@ -4,12 +4,11 @@ The whole dataset lies on the device as uint8; a batch is gathered, augmented an
 draws come from a CPU generator, an epoch at a time, so that they are the same on every device.
 """
 
-import ctypes
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import ConfigError, one_of
 from purifier_core.graphs import Replayed
 from purifier_core.profiles import Recipe
 
@@ -56,38 +54,6 @@ class Effort:
         self.seconds += other.seconds
         self.losses += other.losses
         return self
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device by name; "auto" is a GPU where there is one. Raises ConfigError for a device that is not there."""
-    one_of("device", name, ("auto", "cpu", "cuda"))
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device='cuda' asks for a GPU and none is visible here; allowed: auto, cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Inside, torch computes on the CPU with so many threads; None leaves their number alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc.
-
-    A step frees and takes the same large tensors again and again. By default glibc gives each back to the system, which
-    then clears every page anew: a tenth of the time of a training step at width 1/8, a quarter of an evaluation.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        trim_threshold, mmap_max = -1, -4  # of glibc's malloc.h
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 def cross_entropy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -167,7 +133,7 @@ def fit(
     optimizer = torch.optim.SGD(
         chosen,
         lr=rate if on_gpu else recipe.lr,
-        fused=on_gpu or None,
+        fused=on_gpu or torch.get_num_threads() > 1,  # rounds otherwise; results of one thread stay as they were
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         dampening=recipe.dampening,
@@ -184,7 +150,8 @@ def fit(
 
     def eager(piece: torch.Tensor) -> None:
         forget()
-        value = loss(model, batch(piece), labels[piece])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
+            value = loss(model, batch(piece), labels[piece])
         value.backward()
         optimizer.step()
         total.add_(value.detach() * len(piece))

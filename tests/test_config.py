@@ -63,6 +63,7 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
         "abl_remove_isolated": "yes",
         "abl_score_aug": "no",
         "anp_steps": "profile",
+        "precision": "fp32",
     }
 
 

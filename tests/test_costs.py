@@ -53,6 +53,15 @@ def test_a_benchmark_measures_both_in_turn():
     assert found["ratio"]["median"] == pytest.approx(sorted(p / o for o, p in pairs)[1], abs=1e-3)
 
 
+def test_several_cells_at_once_are_added_up():
+    plain_one, *ours = (speed.Side(name, torch.device("cpu"), 1, "digits") for name in ("plain", "ours", "ours"))
+    found = speed.training({"ours": speed.Together(ours), "plain": plain_one}, 1 / 8, 128, repeats=3, cells=2)
+    together, alone = (sorted(found["seconds"][side])[1] for side in ("ours", "plain"))
+    assert found["images_per_second"] == pytest.approx({"ours": 2 * 128 / together, "plain": 128 / alone}, rel=1e-3)
+    pairs = zip(found["seconds"]["ours"], found["seconds"]["plain"], strict=True)
+    assert found["ratio"]["median"] == pytest.approx(sorted(2 * p / o for o, p in pairs)[1], abs=2e-3)
+
+
 def test_operations_are_those_of_the_layers():
     """ResNet-18's stem alone, by hand: 2 x 3 x 9 x C x 32 x 32; and training takes about three times a forward pass."""
     found = speed.flops("resnet18", 1.0)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from purifier_core.device import threads
 from purifier_core.layout import BatchNorm2d, arrange, fed
 from purifier_core.models import build
-from purifier_core.training import threads
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 6, 5), (3, 5, 7, 3), (64, 8, 32, 32)])
@@ -48,6 +48,7 @@ def test_on_one_thread_in_eval_mode_and_with_many_channels_it_is_torchs_own():
     with threads(2):
         assert "NativeBatchNorm" in type(BatchNorm2d(8).eval()(x).grad_fn).__name__
         assert "NativeBatchNorm" in type(BatchNorm2d(16)(wide).grad_fn).__name__
+        assert "NativeBatchNorm" in type(BatchNorm2d(8)(x.bfloat16()).grad_fn).__name__
 
 
 @pytest.mark.parametrize(("network", "rest"), [("vgg16", ("block4", "block5")), ("resnet18", ("stage4",))])

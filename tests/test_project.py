@@ -105,7 +105,19 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
 
 
 def test_an_import_only_points_down():
-    order = ["profiles", "config", "data", "layout", "models", "graphs", "training", "sites", "attacks", "purifier"]
+    order = [
+        "profiles",
+        "config",
+        "device",
+        "data",
+        "layout",
+        "models",
+        "graphs",
+        "training",
+        "sites",
+        "attacks",
+        "purifier",
+    ]
     order += ["adaptive", "defenses", "bound", "probes", "experiments", "records", "archive", "locks", "apply"]
     order += ["compute", "cluster", "schedule", "runner", "pages", "fix", "cli"]
     for path in (ROOT / "purifier_core").rglob("*.py"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import ConfigError
+from purifier_core.device import threads
 from purifier_core.models import VGG16, ResNet18, build
 from purifier_core.profiles import BACKDOOR, MCR, NAD_STUDENT, Recipe
 from purifier_core.training import (
@@ -20,7 +20,6 @@ from purifier_core.training import (
     batches,
     evaluate,
     fit,
-    pick_device,
 )
 
 
@@ -145,11 +144,6 @@ def test_evaluate_counts(blobs):
     assert math.isclose(accuracy(model, images, labels), expected["acc"])
 
 
-def test_unknown_device():
-    with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda"):
-        pick_device("gpu")
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_replayed_step_is_the_eager_one(digits):
     there, labels = digits.train_images[:1000].cuda(), digits.train_labels[:1000].cuda()
@@ -174,3 +168,23 @@ def test_a_step_that_changes_from_call_to_call_is_not_replayed(blobs):
     with pytest.warns(UserWarning, match="cannot be a CUDA graph"):
         fit(linear().cuda(), images, labels, Recipe(4, 0.1, batch_size=32), seed=0, loss=moody, graph=True)
     assert len(calls) > 12
+
+
+def test_bf16_rounds_products_and_keeps_the_weights(digits):
+    """A step goes the way of the one in fp32, but for the rounding of its products to 8 bits."""
+    start, *trained = (build("vgg16", 10, 1 / 8, 0).to(memory_format=torch.channels_last).train() for _ in range(3))
+    for model, bf16 in zip(trained, (False, True), strict=True):
+        recipe = Recipe(1, 0.01, batch_size=256, bf16=bf16)
+        fit(model, digits.train_images[:256], digits.train_labels[:256], recipe, seed=0, augment=NO_AUGMENT)
+        assert {p.dtype for p in (*model.parameters(), *model.buffers())} == {torch.float32, torch.int64}
+    here, full, rounded = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (start, *trained))
+    assert 0 < (full - rounded).norm() < (full - here).norm()  # the other way it would be twice that
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_bf16_trains_on_any_number_of_threads(blobs, count):
+    model = build("vgg16", 3, 1 / 16, 0).to(memory_format=torch.channels_last).train()
+    x = blobs[0].repeat(1, 1, 4, 4)
+    with threads(count):
+        effort = fit(model, x, blobs[1], Recipe(24, 0.05, bf16=True), seed=0, augment=NO_AUGMENT)
+    assert effort.losses[-1] < 0.7 * effort.losses[0]

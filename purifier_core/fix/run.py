@@ -16,6 +16,7 @@ from torch import nn
 
 from purifier_core.bound import Bounded, bound
 from purifier_core.config import ConfigError
+from purifier_core.device import pick_device, prepare
 from purifier_core.fix import images as folders
 from purifier_core.fix import report, weights
 from purifier_core.fix.images import Folder, stack
@@ -25,7 +26,7 @@ from purifier_core.profiles import Recipe
 from purifier_core.purifier import Purified, purify
 from purifier_core.records import provenance, write_atomically
 from purifier_core.sites import Wrapped
-from purifier_core.training import DivergedError, keep_memory, pick_device
+from purifier_core.training import DivergedError
 
 _FEWEST = {True: 10, False: 2}  # images that bound, and that purify, ask for
 
@@ -54,8 +55,7 @@ def main(options: Options) -> int:
 
     Raises ConfigError, RuntimeError or OSError, and then has written nothing.
     """
-    if options.device != "cuda":
-        keep_memory()
+    prepare(pick_device(options.device))
     try:
         fix(options)
     except KeyboardInterrupt:

@@ -24,34 +24,37 @@ _WIDTHS = {1 / 8: "1/8", 1.0: "1"}
 
 
 def benchmarks() -> dict[str, dict[str, Any]]:
-    """The newest record of `benchmarks/speed.py` for each device and number of threads, by its file's name."""
+    """The newest record of `benchmarks/speed.py` for each device, number of threads and precision, by file name."""
     found: dict[Any, tuple[str, dict[str, Any]]] = {}
     for path in sorted((ROOT / "data" / "benchmarks").glob("*.json")):
         one = json.loads(path.read_text())
-        found[one["provenance"]["device"], one["machine"]["threads"]] = (path.stem, one)
+        found[one["provenance"]["device"], one["machine"]["threads"], one["precision"]] = (path.stem, one)
     return dict(found.values())
 
 
 def speed() -> pd.DataFrame:
-    """A line for each benchmark and width, as text: images per second of both, their ratio, the share of the matrix
-    product's speed, and the peak memory of both."""
+    """A line for each benchmark, width and number of cells at once, as text: images per second of both, their ratio,
+    the share of the matrix product's speed, and the peak memory of both."""
     lines = {}
     for one in benchmarks().values():
         where = one["provenance"]["device"]
         where = f"{one['machine']['processor']}, {one['machine']['threads']} threads" if where == "cpu" else where
-        for width, found in one["training"].items():
-            rates, memory = found["images_per_second"], one["memory_mib"][width]
-            lines[where, width] = {
-                "images/s": f"{rates['ours']:,.0f}",
-                "plain loop": f"{rates['plain']:,.0f}",
-                "ratio (range)": _ratio(found["ratio"]),
-                "of the matrix product": f"{found['gflop_per_second'] / one['matrix_product_gflop_per_second']:.0%}",
-                "memory, MiB": f"{memory['ours']:,.0f}",
-                "plain loop, MiB": f"{memory['plain']:,.0f}",
-            }
+        where = where if one["precision"] == "fp32" else f"{where}, {one['precision']}"
+        for cells, part in ((1, one["training"]), (one["cells"], one["together"])):
+            for width, found in part.items():
+                rates, memory = found["images_per_second"], one["memory_mib"][width]
+                share = found["gflop_per_second"] / one["matrix_product_gflop_per_second"]
+                lines[where, width, cells] = {
+                    "images/s": f"{rates['ours']:,.0f}",
+                    "plain loop": f"{rates['plain']:,.0f}",
+                    "ratio (range)": _ratio(found["ratio"]),
+                    "of the matrix product": f"{share:.0%}",
+                    "memory of each, MiB": f"{memory['ours']:,.0f}",
+                    "plain loop, MiB": f"{memory['plain']:,.0f}",
+                }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     if lines:
-        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["machine", "width"])
+        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["machine", "width", "cells at once"])
     return frame
 
 
@@ -59,14 +62,19 @@ def _ratio(spread: dict[str, float]) -> str:
     return f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
 
 
-def whole_defense() -> list[str]:
-    """A sentence for each benchmark on a whole Finetuning."""
-    return [
-        f"{name}: a whole Finetuning (3,000 images, 20 epochs, width 1/8, with its evaluations) takes the plain loop "
-        f"{_ratio(one['defense']['ratio'])} times as long, {median(one['defense']['seconds']['plain']):.0f} against "
-        f"{median(one['defense']['seconds']['ours']):.0f} seconds. {one['data']}."
-        for name, one in benchmarks().items()
-    ] or ["No benchmark is recorded yet."]
+def whole_runs() -> list[str]:
+    """What each benchmark says of a whole Finetuning, and of a backdoored model where it trained one."""
+    told = []
+    for name, one in benchmarks().items():
+        ours, theirs = (median(one["defense"]["seconds"][side]) for side in ("ours", "plain"))
+        told.append(
+            f"{name}: a whole Finetuning (3,000 images, 20 epochs, width 1/8, with its evaluations) takes the plain "
+            f"loop {_ratio(one['defense']['ratio'])} times as long, {theirs:.0f} against {ours:.0f} seconds."
+        )
+        if "backdoored_seconds" in one:
+            told[-1] += f" A backdoored VGG-16 of the paper's size takes {one['backdoored_seconds']:.0f} seconds."
+        told[-1] += f" {one['data']}."
+    return told or ["No benchmark is recorded yet."]
 
 
 def operations(cell: Cell, images: float) -> float:

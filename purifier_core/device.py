@@ -1,0 +1,64 @@
+"""The device that computes, and how this process uses it."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+
+import torch
+
+from purifier_core.config import ConfigError, one_of
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device by name; "auto" is a GPU where there is one. Raises ConfigError for a device that is not there."""
+    one_of("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda' asks for a GPU and none is visible here; allowed: auto, cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Inside, torch computes on the CPU with so many threads; None leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def prepare(device: torch.device) -> None:
+    """Set this process up for speed on `device`; it changes no result beyond rounding.
+
+    On a GPU, fp32 products are TF32 (10 bits of mantissa, sums in fp32) and cuDNN tries its algorithms for every shape.
+    """
+    if device.type == "cpu":
+        keep_memory()
+    else:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+
+
+@cache
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, and in large pages, where the C library is glibc.
+
+    A step frees and takes the same large tensors again and again. By default glibc gives each back to the system, which
+    then clears every page anew: a tenth of the time of a training step at width 1/8, a quarter of an evaluation. Pages
+    of 2 MiB for the first GiB save 2 % more.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        fast, trim_threshold, mmap_max, huge_page = 1, -1, -4, 14  # of malloc.h and mman.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(fast, 0)  # small blocks kept apart are joined again whenever a large one is freed
+        libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+        libc.free.argtypes = (ctypes.c_void_p,)
+        libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        page = 2**21
+        start = -(-libc.sbrk(0) // page) * page
+        libc.free(libc.malloc(2**30))  # stays at the heap's end, for what is needed later
+        libc.madvise(start, max(0, libc.sbrk(0) - start) // page * page, huge_page)
