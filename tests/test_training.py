@@ -145,12 +145,13 @@ def test_evaluate_counts(blobs):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-def test_a_replayed_step_is_the_eager_one(digits):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_replayed_step_is_the_eager_one(digits, bf16):
     there, labels = digits.train_images[:1000].cuda(), digits.train_labels[:1000].cuda()
     found = []
     for graph in (False, True):
         model = build("vgg16", 10, 1 / 8, 0).cuda().to(memory_format=torch.channels_last).train()
-        fit(model, there, labels, Recipe(2, 0.01), seed=1, graph=graph)
+        fit(model, there, labels, Recipe(2, 0.01, bf16=bf16), seed=1, graph=graph)
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     start = torch.cat([p.detach().flatten() for p in build("vgg16", 10, 1 / 8, 0).cuda().parameters()])
     assert (found[0] - found[1]).norm() < 0.1 * (found[0] - start).norm()
