@@ -38,23 +38,24 @@ def speed() -> pd.DataFrame:
     lines = {}
     for one in benchmarks().values():
         where = one["provenance"]["device"]
-        where = f"{one['machine']['processor']}, {one['machine']['threads']} threads" if where == "cpu" else where
+        if where == "cpu":
+            maker = one["machine"]["processor"].replace("(R)", "").removesuffix(" Processor")
+            where = f"{maker}, {one['machine']['threads']} threads"
         where = where if one["precision"] == "fp32" else f"{where}, {one['precision']}"
         for cells, part in ((1, one["training"]), (one["cells"], one["together"])):
             for width, found in part.items():
                 rates, memory = found["images_per_second"], one["memory_mib"][width]
                 share = found["gflop_per_second"] / one["matrix_product_gflop_per_second"]
-                lines[where, width, cells] = {
+                lines[where, f"{width}, {cells} at once" if cells > 1 else width] = {
                     "images/s": f"{rates['ours']:,.0f}",
                     "plain loop": f"{rates['plain']:,.0f}",
                     "ratio (range)": _ratio(found["ratio"]),
                     "of the matrix product": f"{share:.0%}",
-                    "memory of each, MiB": f"{memory['ours']:,.0f}",
-                    "plain loop, MiB": f"{memory['plain']:,.0f}",
+                    "MiB (plain loop)": f"{memory['ours']:,.0f} ({memory['plain']:,.0f})",
                 }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     if lines:
-        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["machine", "width", "cells at once"])
+        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["machine", "width, cells"])
     return frame
 
 
