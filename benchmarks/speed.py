@@ -161,8 +161,7 @@ def training(sides: Mapping[str, Side | Together], width: float, count: int, rep
     for side in sides.values():
         side.seconds(_epoch, width, count)
     found = in_turn(sides, repeats, _epoch, width, count)
-    if cells > 1:
-        found["ratio"] = {name: round(cells * value, 3) for name, value in found["ratio"].items()}
+    found["ratio"] = {name: round(cells * value, 3) for name, value in found["ratio"].items()}
     seen = {"ours": cells * count, "plain": count}
     rates = {name: seen[name] / statistics.median(times) for name, times in found["seconds"].items()}
     work = flops("vgg16", width)["training"] * rates["ours"]
