@@ -137,13 +137,16 @@ class Work:
             stages=(adapt(stages[0], cell), adapt(stages[1], cell), adapt(stages[2], cell)),
             remove_isolated=cell.switch("abl_remove_isolated") == "yes",
             score_augmented=cell.switch("abl_score_aug") == "yes",
+            batchnorm=cell.switch("abl_bn"),
             augment=self._augment(cell),
             seed=derive(cell.seed, "defense"),
         )
         isolated = defended.diagnostics.pop("isolated")
         poisoned = len(labels) - len(self.split.train_labels)  # the poisoned copies come first
+        stamped = sum(i < poisoned for i in isolated)
         defended.diagnostics["isolated"] = len(isolated)
-        defended.diagnostics["isolation_precision"] = sum(i < poisoned for i in isolated) / len(isolated)
+        defended.diagnostics["isolated_with_trigger"] = stamped
+        defended.diagnostics["isolation_precision"] = stamped / len(isolated)
         return defended
 
     def _poisoned(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:

@@ -117,6 +117,9 @@ SWITCHES = {
     ),
     "abl_remove_isolated": Switch(("yes", "no"), ("abl",), "leave the isolated images out of ABL's finetuning"),
     "abl_score_aug": Switch(("no", "yes"), ("abl",), "score augmented images when ABL isolates, and unlearn on such"),
+    "abl_bn": Switch(
+        ("reference", "frozen", "recounted"), ("abl",), "what BatchNorm's statistics do in ABL's unlearning"
+    ),
     "anp_steps": Switch(("profile", "16"), ("anp",), "mask updates: the profile's number, or the release's 16"),
     "precision": Switch(("fp32", "bf16"), ("backdoor", *_ALL), "train under bf16 autocast; ours, for speed"),
 }

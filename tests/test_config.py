@@ -62,6 +62,7 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
         "fp_select": "held-out",
         "abl_remove_isolated": "yes",
         "abl_score_aug": "no",
+        "abl_bn": "reference",
         "anp_steps": "profile",
         "precision": "fp32",
     }

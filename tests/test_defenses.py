@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.defenses import recount_batchnorm
 from purifier_core.defenses.abl import abl, local_gradient_ascent, sample_losses
 from purifier_core.defenses.anp import anp, prune
 from purifier_core.defenses.fine_pruning import FIXED_SHARE, fine_pruning, mean_activation
 from purifier_core.defenses.finetuning import finetuning
-from purifier_core.defenses.mcr import curve_point, mcr, recount_batchnorm
+from purifier_core.defenses.mcr import curve_point, mcr
 from purifier_core.defenses.nad import attention, nad
 from purifier_core.profiles import Recipe
 from purifier_core.training import NO_AUGMENT, accuracy, fit
@@ -207,3 +208,27 @@ def test_abl_finetunes_on_the_rest_and_unlearns_the_isolated(fresh, blobs, remov
     picked = unlearned.diagnostics["isolated"]
     before, after = (sample_losses(m, images[picked], labels[picked], NO_AUGMENT, 0) for m in (fresh, unlearned.model))
     assert after.mean() > before.mean() + 0.1
+
+
+def test_abl_unlearns_with_batchnorm_followed_kept_or_counted_anew(fresh, blobs):
+    """At learning rate 0 unlearning changes BatchNorm's statistics or nothing."""
+    images, labels = blobs
+    stages = (Recipe(0, 0.1), SHORT, Recipe(3, 0.0, batch_size=2, weight_decay=0.0))
+    tuned = abl(fresh, images, labels, stages=(*stages[:2], Recipe(0, 0.1)))
+    kinds = ("reference", "frozen", "recounted")
+    unlearned = {kind: abl(fresh, images, labels, stages=stages, batchnorm=kind).model for kind in kinds}
+    by_hand = copy.deepcopy(unlearned["reference"])
+    recount_batchnorm(by_hand, images[[i for i in range(len(images)) if i not in tuned.diagnostics["isolated"]]])
+    means = {kind: model[0][1].running_mean for kind, model in unlearned.items()}
+    assert torch.equal(means["frozen"], tuned.model[0][1].running_mean)
+    assert not torch.equal(means["reference"], means["frozen"])
+    assert torch.equal(means["recounted"], by_hand[0][1].running_mean)
+    assert not any(model.training for model in unlearned.values())
+    assert all(torch.equal(model[3].weight, tuned.model[3].weight) for model in unlearned.values())
+
+
+def test_abl_moves_the_weights_with_frozen_statistics_too(fresh, blobs):
+    stages = (Recipe(0, 0.1), SHORT, Recipe(3, 0.01, batch_size=2))
+    frozen = abl(fresh, *blobs, stages=stages, batchnorm="frozen").model
+    tuned = abl(fresh, *blobs, stages=(*stages[:2], Recipe(0, 0.1))).model
+    assert not torch.equal(frozen[3].weight, tuned[3].weight)

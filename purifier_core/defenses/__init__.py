@@ -7,9 +7,11 @@ device, leaves the given model alone, and takes its randomness from `seed` alone
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from purifier_core.training import Effort
+from purifier_core.training import Effort, to_float
 
 
 @dataclass
@@ -29,3 +31,22 @@ def held_out(count: int, share: float = 0.2) -> tuple[slice, slice]:
     """The clean set's two parts: the first to work on, the last `share` of it to choose an operating point on."""
     cut = count - max(1, round(share * count))
     return slice(0, cut), slice(cut, count)
+
+
+@torch.no_grad()
+def recount_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: int = 128) -> None:
+    """Set every BatchNorm's statistics to the average over one pass of uint8 images, batches weighted by size."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    momenta = [m.momentum for m in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+    model.train()
+    seen = 0
+    for piece in images.split(batch_size):
+        seen += len(piece)
+        for layer in layers:
+            layer.momentum = len(piece) / seen
+        model(to_float(piece))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.eval()

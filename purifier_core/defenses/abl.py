@@ -2,6 +2,11 @@
 
 Unlike its neighbours it needs no clean data and no given model: it is handed the poisoned training set and a
 freshly initialised network, and trains that network to the end.
+
+Unlearning acts through BatchNorm. The isolated images have nearly all one class, and in train mode the running
+statistics turn into the statistics of that class: this alone, at learning rate 0, takes the backdoor and much of the
+accuracy. With the statistics still (`batchnorm="frozen"`) the reference's steps change next to nothing. The reference
+unlearns in train mode, and so does the default here; `abl_bn` on the page of the switches measures all three.
 """
 
 import copy
@@ -10,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.defenses import Defended
+from purifier_core.defenses import Defended, recount_batchnorm
 from purifier_core.profiles import ABL, Recipe
 from purifier_core.training import NO_AUGMENT, Augment, Augmented, cross_entropy, fit
 
@@ -40,6 +45,7 @@ def abl(
     stages: tuple[Recipe, Recipe, Recipe] = ABL,
     remove_isolated: bool = True,
     score_augmented: bool = False,
+    batchnorm: str = "reference",
     augment: Augment = Augment(),
     seed: int = 0,
 ) -> Defended:
@@ -48,7 +54,9 @@ def abl(
     The isolated images are the ISOLATED_SHARE of lowest cross-entropy after the first stage, scored in eval mode;
     their indices are in the diagnostics. Augmentation acts in finetuning alone. remove_isolated=False finetunes on
     the isolated images too, and score_augmented augments the first, second and last step as well; the release
-    does both.
+    does both. batchnorm: what its running statistics do in unlearning. "reference": they follow the isolated images;
+    "frozen": they stay, and the network unlearns in eval mode; "recounted": they follow, and afterwards are counted
+    anew over the images that were not isolated.
     """
     model = copy.deepcopy(model).train()
     elsewhere = augment if score_augmented else NO_AUGMENT
@@ -65,10 +73,11 @@ def abl(
     scores = sample_losses(model, images, labels, elsewhere, seed)
     order = scores.argsort(stable=True)
     count = max(2, round(ISOLATED_SHARE * len(images)))
-    isolated, rest = order[:count], (order[count:] if remove_isolated else order).sort().values
+    isolated, others = order[:count], order[count:].sort().values
+    rest = others if remove_isolated else order.sort().values
     model.train()
     effort += fit(model, images[rest], labels[rest], stages[1], seed=seed + 1, augment=augment, title="ABL finetuning")
-    model.train()
+    model.train(batchnorm != "frozen")
     effort += fit(
         model,
         images[isolated],
@@ -79,6 +88,8 @@ def abl(
         loss=ascent,
         title="ABL unlearning",
     )
+    if batchnorm == "recounted":
+        recount_batchnorm(model, images[others])
     return Defended(model, effort, {"isolated": isolated.tolist()})
 
 

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from purifier_core.defenses import Defended
+from purifier_core.defenses import Defended, recount_batchnorm
 from purifier_core.defenses.finetuning import finetuning
 from purifier_core.profiles import FINETUNING, MCR, Recipe
-from purifier_core.training import Augment, fit, to_float
+from purifier_core.training import Augment, fit
 
 T = 0.1
 """The point of the curve that is the result."""
@@ -80,22 +79,3 @@ def mcr(
 
     sweep = {f"{k / 10:.1f}": at(k / 10) for k in range(11)}
     return Defended(at(t), effort, {"t": t}, sweep)
-
-
-@torch.no_grad()
-def recount_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: int = 128) -> None:
-    """Set every BatchNorm's statistics to the average over one pass of uint8 images, batches weighted by size."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    momenta = [m.momentum for m in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-    model.train()
-    seen = 0
-    for piece in images.split(batch_size):
-        seen += len(piece)
-        for layer in layers:
-            layer.momentum = len(piece) / seen
-        model(to_float(piece))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    model.eval()

@@ -183,6 +183,8 @@ CHANGES: tuple[Change, ...] = (
     Change("flip", "always", "feature", base=(("init", "random"),)),
     Change("abl_remove_isolated", "no", "abl"),
     Change("abl_score_aug", "yes", "abl"),
+    Change("abl_bn", "frozen", "abl"),
+    Change("abl_bn", "recounted", "abl"),
     Change("trojan_add", "wrap", attack="trojan"),
     Change("blend_noise", "redraw", attack="blend"),
     Change("sig_map", "sinusoid", attack="sig"),
