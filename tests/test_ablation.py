@@ -37,18 +37,18 @@ def test_every_released_behaviour_is_among_them():
 
 
 def test_differences_are_paired_by_seed():
-    mine = [record(TEACHER, WITHOUT, s, 0.9, a) for s, a in enumerate((0.1, 0.5, 0.9))]
-    mine += [record(TEACHER, WITH, s, 0.9, a) for s, a in enumerate((0.3, 0.7))]  # the third seed has no pair
+    mine = [record(TEACHER, WITHOUT, s, 0.9, a) for s, a in enumerate((0.1, 0.3, 0.5, 0.9))]
+    mine += [record(TEACHER, WITH, s, 0.9, a) for s, a in enumerate((0.3, 0.5, 0.7))]  # the last seed has no pair
     mine += [record(STEPS, WITHOUT, 0, 0.95, 0.2), record(STEPS, WITH, 0, 0.955, 0.2)]
     found = ablation.effects(results(*mine))
     assert found[TEACHER, "asr"].mean == pytest.approx(20)
-    assert found[TEACHER, "asr"].half_width == pytest.approx(0, abs=1e-6)  # both seeds differ by as much
-    assert found[TEACHER, "asr"].seeds == (0, 1)
+    assert found[TEACHER, "asr"].values == pytest.approx((20, 20, 20))
+    assert found[TEACHER, "asr"].seeds == (0, 1, 2)
     assert ablation.matters(found[TEACHER, "asr"])
     assert not ablation.matters(found[STEPS, "acc"])  # half a point
     assert ablation.reading(results(*mine))[0].endswith("where there is one: nad_eval=teacher: NAD.")
     table = ablation.table(results(*mine))
-    assert list(table.loc["nad_eval=teacher: NAD"])[-3:] == ["30.0", "50.0", "+20.0 ± 0.0"]
+    assert list(table.loc["nad_eval=teacher: NAD"])[-3:] == ["30.0", "50.0", "+20.0 (+20.0 to +20.0)"]
     assert table.loc["fp_select=test: Fine-pruning", "ASR difference"] == "missing"
 
 
@@ -70,7 +70,7 @@ def test_another_choice_of_threshold_is_read_off_the_sweep():
     found = ablation.effects(results(chosen))
     assert found[ablation.ANP_POINT, "acc"].mean == pytest.approx(-4)
     assert found[ablation.ANP_POINT, "asr"].mean == pytest.approx(-90)
-    assert list(ablation.table(results(chosen)).loc["anp_point=test: ANP"])[-3:] == ["100.0", "10.0", "-90.0"]
+    assert list(ablation.table(results(chosen)).loc["anp_point=test: ANP"])[-3:] == ["100.0", "10.0", "-90.0 (one run)"]
 
 
 def test_the_learning_rates_stand_side_by_side():
@@ -78,7 +78,7 @@ def test_the_learning_rates_stand_side_by_side():
     mine = [record(change, WITHOUT, s, 0.7, 0.1) for s in (0, 1)] + [record(change, WITH, 0, 0.6, 0.9)]
     table = ablation.rates(results(*mine))
     assert list(table.index) == ["Channel", "Cube", "Feature"]
-    assert list(table.loc["Cube"]) == ["70.0 ± 0.0 / 10.0 ± 0.0", "60.0 / 90.0"]
+    assert list(table.loc["Cube"]) == ["70.0 (70.0 to 70.0) / 10.0 (10.0 to 10.0)", "60.0 (one run) / 90.0 (one run)"]
     assert list(table.loc["Feature"]) == ["missing", "missing"]
 
 

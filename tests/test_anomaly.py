@@ -62,13 +62,13 @@ def test_tables_have_a_line_for_each_network():
     both = [record(), record("feature", init="full")]
     table = anomaly.table(Results(Figure12(profile="small", init="full"), "small", "", both))
     assert list(table.index) == ["No Defense", "Feature (full)"]
-    assert table.loc["No Defense", "their share of the magnitude, triggered, %"] == "62.5"
+    assert table.loc["No Defense", "their share of the magnitude, triggered, %"] == "62.5 (one run)"
     twice = [record(), record(seed=1)]
     table = anomaly.table(Results(Figure10(profile="small", seeds="0,1"), "small", "", twice))
-    assert table.loc["No Defense", "ASR, %"] == "90.0 ± 0.0"
+    assert table.loc["No Defense", "ASR, %"] == "90.0 (90.0 to 90.0)"
     table = anomaly.table(Results(Figure11(profile="small"), "small", "", [record(attack="badnets")]))
     assert list(table.index) == ["published", "ours"]
-    assert table.loc["ours", "triggered / clean"] == "2.00"
+    assert table.loc["ours", "triggered / clean"] == "2.00 (one run)"
 
 
 @pytest.mark.parametrize("kind", [Figure10, Figure11, Figure12])

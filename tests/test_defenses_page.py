@@ -91,7 +91,7 @@ def test_means_over_seeds_and_what_is_missing():
     table = defenses.table(mine)
     assert len(table) == len(GRID.rows("small")) * len(GRID.columns())
     line = table[(table.attack == "BadNets (four corners)") & (table.defense == "Finetuning")].iloc[0]
-    assert line.ACC.startswith("85.0 ±")
+    assert line.ACC == "85.0 (80.0 to 90.0)"
     assert line["ACC change"] == "-13.0"
     assert (line.seeds, line.images, line.seconds) == ("2", "1,000", "5")
     assert (table[table.defense == "NAD"].ACC == "missing").all()

@@ -37,7 +37,7 @@ def test_the_gallery_shows_what_is_there(tmp_path):
     mine += [record(Cell(attack="cl", profile="small"), 0.98, 0.003)]  # an old record, without a picture
     results = Results(Attacks(dataset="mnist"), "small", "as asked", mine)
     table = gallery.table(results)
-    assert list(table.loc[("MNIST", "ASR")]) == ["100.00", "missing", "missing", "missing", "0.30"]
+    assert list(table.loc[("MNIST", "ASR")]) == ["100.00 (one run)", "missing", "missing", "missing", "0.30 (one run)"]
     assert gallery.reading(results) == [
         "MNIST (profile small): an ASR of 90 % or more for BadNets (four corners); less for CL (patch) (0.3 %)."
     ]

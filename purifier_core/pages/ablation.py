@@ -7,7 +7,7 @@ import pandas as pd
 
 from purifier_core.config import LABELS, SWITCHES
 from purifier_core.experiments.beyond import WITH, WITHOUT, Change
-from purifier_core.pages.report import METRICS, Estimate, estimate, estimates, grouped
+from purifier_core.pages.report import METRICS, Estimate, decided, estimate, estimates, grouped
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
@@ -58,13 +58,15 @@ def effects(results: Results) -> dict[tuple[Change, str], Estimate]:
 
 
 def matters(value: Estimate) -> bool:
-    """Whether an effect is at least MATTERS in size and, where there is an interval, the interval leaves out zero."""
-    return abs(value.mean) >= MATTERS and (value.half_width is None or abs(value.mean) > value.half_width)
+    """Whether every seed moves by at least MATTERS in the same direction, and the seeds are enough to decide."""
+    return (
+        decided([v >= MATTERS for v in value.values]) is True or decided([v <= -MATTERS for v in value.values]) is True
+    )
 
 
 def negligible(value: Estimate) -> bool:
-    """Whether an effect, with its interval where there is one, stays within MATTERS."""
-    return abs(value.mean) + (value.half_width or 0) < MATTERS
+    """Whether every seed stays within MATTERS, and the seeds are enough to decide."""
+    return decided([abs(v) < MATTERS for v in value.values]) is True
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -135,7 +137,7 @@ def figure(results: Results) -> Any:
             axis.errorbar(
                 value.mean,
                 place,
-                xerr=value.half_width,
+                xerr=[[value.mean - value.low], [value.high - value.mean]],
                 fmt="o",
                 markersize=6,
                 capsize=3,

@@ -13,12 +13,9 @@ import numpy as np
 import pandas as pd
 
 from purifier_core.experiments.grids import Column
-from purifier_core.pages.report import estimate, grouped
+from purifier_core.pages.report import TAKEN, estimate, grouped
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
-
-TAKEN = 0.9
-"""The ASR from which on a backdoor counts as implanted. A weaker one decides nothing about what a trigger does."""
 
 EXCESS = 0.05
 """The part of the triggered magnitude above every clean class from which on the anomaly of Figure 10 counts as seen."""
@@ -247,5 +244,5 @@ def _maps(results: Results) -> Any:
 
 
 def _mean(records: list[Record], values: list[float], digits: int = 2) -> str:
-    """The mean over seeds, with the 95 % interval where there are two or more."""
+    """The mean over seeds, with the range."""
     return estimate({r.cell.seed: v / 100 for r, v in zip(records, values, strict=True)}).text(digits)

@@ -14,7 +14,7 @@ from purifier_core.config import GRANULARITIES, INITS, LABELS, NO_CLEAN_DATA
 from purifier_core.experiments.grids import Column, Experiment, module
 from purifier_core.experiments.supplement import Figure10, Figure11, Figure12, Table3, Table4
 from purifier_core.pages import anomaly
-from purifier_core.pages.report import METRICS, estimate, estimates, grouped, paper_values, provenance
+from purifier_core.pages.report import METRICS, TAKEN, estimate, estimates, grouped, paper_values, provenance
 from purifier_core.records import Store
 from purifier_core.runner import Results, look_up
 
@@ -128,7 +128,7 @@ def _descends(evidence: Evidence) -> Judgement:
             if not seeds:
                 continue
             change = estimate({s: sign * (getattr(few[s], metric) - getattr(many[s], metric)) for s in seeds})
-            if change.mean >= DROP and (change.half_width is None or change.mean > change.half_width):
+            if change.low >= DROP:
                 fallen.append(f"{LABELS[defense]} in {metric.upper()}")
     stated = []
     for defense in BASELINES:
@@ -171,7 +171,7 @@ def _best(evidence: Evidence) -> Judgement:
             continue
         told.append(f"{init}: {LABELS[first[0].defense]} ({estimate(first[1]).mean:.1f})")
         lead = estimate(both)
-        sure = lead.half_width is None or abs(lead.mean) > lead.half_width
+        sure = lead.low > 0 or lead.high < 0
         answers[init] = lead.mean > 0 if sure else WITHIN
     stated = {LABELS[m]: score(evidence.published(results, m)) for m in (*BASELINES, "abl", *GRANULARITIES)}
     best = max(stated, key=lambda m: stated[m])
@@ -219,7 +219,7 @@ CLAIMS = (
         "A.1, Figure 10",
         "A trigger activates the penultimate layer in a pattern of its own.",
         f"At least {100 * anomaly.EXCESS:g} % of the magnitude on triggered images lies above what any clean class "
-        f"reaches. Decided only for a backdoor with an ASR of at least {100 * anomaly.TAKEN:g} %.",
+        f"reaches. Decided only for a backdoor with an ASR of at least {100 * TAKEN:g} %.",
         _pattern,
     ),
     Claim(

@@ -117,7 +117,12 @@ def cost(results: Results) -> Any:
                 x = sum(r.effort[key] for r in mine) / len(mine)
                 value = estimate({r.cell.seed: getattr(r, metric) for r in mine})
                 axes[down, across].errorbar(
-                    x, value.mean, yerr=value.half_width, fmt=markers[name], color=colours[column], markersize=7
+                    x,
+                    value.mean,
+                    yerr=[[value.mean - value.low], [value.high - value.mean]],
+                    fmt=markers[name],
+                    color=colours[column],
+                    markersize=7,
                 )
     for down, metric in enumerate(METRICS):
         axes[down, 0].set_ylabel(f"{metric.upper()}, %")

@@ -13,7 +13,7 @@ from purifier_core.config import GRANULARITIES, LABELS
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.supplement import SUPPLEMENT
 from purifier_core.pages import anomaly, efficiency
-from purifier_core.pages.report import METRICS, estimates, paper_values
+from purifier_core.pages.report import METRICS, TAKEN, estimates, paper_values
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store, current
 from purifier_core.runner import Results, look_up, widened
@@ -28,7 +28,7 @@ RULES = f"""\
 - **Figure 10.** The anomaly is *seen* if at least {100 * anomaly.EXCESS:g} % of the magnitude on triggered images lies
   above what any clean class reaches.
 - **Figure 11.** *Same direction* if triggered images drive the layer harder on the mean, as published.
-- **Figures 10 and 12** decide nothing where the undefended network has an ASR below {100 * anomaly.TAKEN:g} %.
+- **Figures 10 and 12** decide nothing where the undefended network has an ASR below {100 * TAKEN:g} %.
 - **Figure 12.** The anomaly is *suppressed* if the part above every class is at most half of what it is without the
   module.
 - **Figure 13.** The rank correlation (Spearman's) of our bars with the published ones, in each dataset: *same order*

@@ -161,9 +161,8 @@ def cube(results: Results) -> list[str]:
             column = module("cube", init)
             heads = [r.diagnostics["clean"]["heads"][0] for r in behind.get((setting, column), [])]
             if heads:
-                told.append(
-                    f"{init} {ours[setting, column, 'acc'].text()} (its first head alone {100 * fmean(heads):.1f})"
-                )
+                acc = ours[setting, column, "acc"]
+                told.append(f"{init} {acc.mean:.1f} ({acc.spread()}; its first head alone {100 * fmean(heads):.1f})")
         stated = paper.get((setting.clean_size, "cube", "acc")) if setting.dataset == "mnist" else None
         beside = f"; published {stated:.1f}" if stated is not None else ""
         if told:

@@ -2,13 +2,22 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
 from purifier_core.config import LABELS
 from purifier_core.experiments.grids import Column, Experiment
+from purifier_core.pages.statistics import DECIDES as DECIDES
+from purifier_core.pages.statistics import TAKEN as TAKEN
+from purifier_core.pages.statistics import Estimate as Estimate
+from purifier_core.pages.statistics import decided as decided
+from purifier_core.pages.statistics import estimate as estimate
+from purifier_core.pages.statistics import measured as measured
+from purifier_core.pages.statistics import paired as paired
+from purifier_core.pages.statistics import runs as runs
+from purifier_core.pages.statistics import took as took
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
@@ -16,33 +25,6 @@ METRICS = ("acc", "asr")
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "gtsrb": "GTSRB"}
 PUBLISHED_MARK: dict[str, Any] = {"s": 95, "facecolor": "none", "edgecolor": "0.2", "linewidth": 1.6}
 OUR_MARK: dict[str, Any] = {"fmt": "o", "markersize": 6, "color": "#c2410c"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured percentage: its mean over seeds, and half the width of its 95 % t-interval (None for one seed)."""
-
-    mean: float
-    half_width: float | None
-    seeds: tuple[int, ...]
-
-    def text(self, digits: int = 1, sign: str = "") -> str:
-        """The mean, and the interval where there is one; `sign` "+" shows it also where the mean is positive."""
-        spread = "" if self.half_width is None else f" ± {self.half_width:.{digits}f}"
-        return f"{self.mean:{sign}.{digits}f}{spread}"
-
-
-def estimate(values: dict[int, float]) -> Estimate:
-    """The estimate from fractions by seed."""
-    percents = [100 * v for v in values.values()]
-    n, mean = len(percents), sum(percents) / len(percents)
-    half = None
-    if n > 1:
-        from scipy.stats import t
-
-        variance = sum((p - mean) ** 2 for p in percents) / (n - 1)
-        half = float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
-    return Estimate(mean, half, tuple(values))
 
 
 def grouped(results: Results) -> dict[tuple[Any, Column], list[Record]]:
@@ -62,7 +44,7 @@ def grouped(results: Results) -> dict[tuple[Any, Column], list[Record]]:
 def estimates(results: Results) -> dict[tuple[Any, Column, str], Estimate]:
     """Ours, by (row, column, metric); what is missing is left out."""
     return {
-        (row, column, metric): estimate({record.cell.seed: getattr(record, metric) for record in mine})
+        (row, column, metric): measured(mine, metric)
         for (row, column), mine in grouped(results).items()
         for metric in METRICS
     }
@@ -90,7 +72,7 @@ def row_label(experiment: Experiment, row: Any) -> str:
 
 
 def table(results: Results) -> pd.DataFrame:
-    """For each row of the axis and each metric the published line, ours with its interval, and ours minus published.
+    """For each row of the axis and each metric the published line, ours with its range, and ours minus published.
 
     Values are text in percent; "missing" where no record is, "–" where the paper has no number.
     """
@@ -99,18 +81,15 @@ def table(results: Results) -> pd.DataFrame:
     rows: dict[tuple[Any, str, str], dict[str, str]] = {}
     for row in results.experiment.rows(results.profile):
         for metric in METRICS:
-            lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "±95 %": {}, "difference": {}}
+            lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "lowest to highest": {}, "difference": {}}
             for column in results.experiment.columns():
                 head = column.label
                 value, stated = ours.get((row, column, metric)), paper.get((row, LABELS[column.defense], metric))
                 lines["published"][head] = "–" if stated is None else f"{stated:.2f}"
                 lines["ours"][head] = "missing" if value is None else f"{value.mean:.2f}"
-                half = None if value is None else value.half_width
-                lines["±95 %"][head] = "–" if half is None else f"{half:.2f}"
+                lines["lowest to highest"][head] = "–" if value is None else value.spread(2)
                 both = value is not None and stated is not None
                 lines["difference"][head] = f"{value.mean - stated:+.2f}" if both else "–"  # type: ignore[union-attr,operator]
-            if len(results.experiment.seeds) == 1:
-                del lines["±95 %"]
             if results.filler:
                 mine = {c.label: behind.get((row, c), []) for c in results.experiment.columns()}
                 lines["profile, n"] = {h: f"{m[0].cell.profile}, {len(m)}" if m else "–" for h, m in mine.items()}
@@ -125,7 +104,7 @@ def table(results: Results) -> pd.DataFrame:
 def styled(table: pd.DataFrame, name: str, kind: str = "results") -> str:
     """The table as HTML for notebook and book, with `name` as its id: scrollable, its cells marked by source. `kind`
     "results prose" is for cells of words."""
-    marks = {"published": "published", "ours": "ours", "±95 %": "interval", "difference": "difference"}
+    marks = {"published": "published", "ours": "ours", "lowest to highest": "interval", "difference": "difference"}
     marks["profile, n"] = "interval"
     classes = pd.DataFrame(
         [
@@ -251,7 +230,7 @@ def figure(results: Results) -> Any:
                 axis.errorbar(
                     value.mean,
                     place,
-                    xerr=value.half_width,
+                    xerr=[[value.mean - value.low], [value.high - value.mean]],
                     fmt="o",
                     markersize=7,
                     color="#c2410c",
