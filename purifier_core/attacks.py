@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.config import ADAPTIVE
+from purifier_core.profiles import Perturbation
 from purifier_core.training import to_float
 
 Trigger = Callable[[torch.Tensor], torch.Tensor]
@@ -91,6 +92,29 @@ def invert_trojan(model: nn.Module, site: str, index: int, seed: int, steps: int
     return F.pad(window.detach() * 255, (25, 4, 25, 4)).cpu()
 
 
+def perturbed(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, how: Perturbation, batch_size: int = 250
+) -> torch.Tensor:
+    """Copies of uint8 images (N, 3, H, W) that the clean `model` no longer takes for `labels`, as uint8.
+
+    Projected gradient ascent on cross-entropy: each step moves every pixel by `how.step` along the gradient's sign,
+    and back to within `how.epsilon` of the image and into 0 to 255. It starts from the image itself. This is how
+    Turner et al. (2019) make what is hard to learn but for its trigger.
+    """
+    model.eval()
+    found = []
+    for piece, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        clean = to_float(piece)
+        low, high = (clean - how.epsilon / 255).clamp(min=0), (clean + how.epsilon / 255).clamp(max=1)
+        moved = clean
+        for _ in range(how.steps):
+            moved = moved.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(F.cross_entropy(model(moved), truth, reduction="sum"), moved)
+            moved = (moved.detach() + how.step / 255 * slope.sign()).clamp(low, high)
+        found.append((moved * 255).round().to(torch.uint8).contiguous())
+    return torch.cat(found)
+
+
 def cl_patch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, target: int, seed: int) -> torch.Tensor:
     """The release's "CL" pattern (3, 32, 32), -16 to 16 of 256 in rows and columns 0-3. It is no clean-label attack.
 
@@ -129,8 +153,8 @@ def make_trigger(
     reference: Callable[[], nn.Module],
 ) -> Trigger:
     """The trigger of an attack. `switch` gives the value of a switch by name; `reference` trains or loads the clean
-    model, which Trojan and CL ask for; images and labels are the clean training set."""
-    if attack in ("badnets", *ADAPTIVE):
+    model, which Trojan and CL's patch ask for; images and labels are the clean training set."""
+    if attack in ("badnets", *ADAPTIVE) or (attack == "cl" and switch("cl_kind") == "consistent"):
         return badnets
     if attack == "blend":
         return partial(blend, seed=seed, redraw=switch("blend_noise") == "redraw")

@@ -15,7 +15,7 @@ from torch import nn
 from purifier_core import data
 from purifier_core.adaptive import Attacker
 from purifier_core.apply import adapt, defend
-from purifier_core.attacks import Trigger, asr_set, make_trigger, poison
+from purifier_core.attacks import Trigger, asr_set, make_trigger, perturbed, poison
 from purifier_core.config import ADAPTIVE, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
 from purifier_core.defenses import Defended
 from purifier_core.defenses.abl import abl
@@ -24,7 +24,7 @@ from purifier_core.layout import arrange
 from purifier_core.locks import locked
 from purifier_core.models import build
 from purifier_core.probes import probe
-from purifier_core.profiles import PROFILES
+from purifier_core.profiles import PERTURBATIONS, PROFILES
 from purifier_core.purifier import Purified
 from purifier_core.records import Record, Store, provenance, save_tensors, write_atomically
 from purifier_core.training import (
@@ -152,18 +152,26 @@ class Work:
     def _poisoned(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
         if cell.attack == "none":
             return self.split.train_images, self.split.train_labels
+        trigger = self._trigger(cell.backdoored())
+
+        def stamp(images: torch.Tensor) -> torch.Tensor:
+            if cell.consistent:  # the trigger alone does the rest at test
+                labels = torch.full((len(images),), TARGET_CLASS, device=self.device)
+                images = perturbed(self._made(cell.reference())[0], images, labels, PERTURBATIONS[cell.dataset])
+            return trigger(images)
+
         return poison(
             self.split.train_images,
             self.split.train_labels,
-            self._trigger(cell.backdoored()),
+            stamp,
             cell.poison_ratio,
             TARGET_CLASS,
             derive(cell.seed, "poison"),
-            clean_label=cell.switch("sig_label") == "clean",
+            clean_label=cell.consistent or cell.switch("sig_label") == "clean",
         )
 
     def _trigger(self, cell: Cell) -> Trigger:
-        """The trigger of a "none" cell; Trojan and CL make theirs from the clean model of the same seed."""
+        """The trigger of a "none" cell; Trojan and CL's patch are made from the clean model of the same seed."""
         if cell not in self._triggers:
             self._triggers[cell] = make_trigger(
                 cell.attack,
@@ -209,7 +217,7 @@ class Work:
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         images, labels = self._poisoned(cell)
         model, effort = self.blank(cell), Effort()
-        recipe = adapt(self.profile.backdoored(cell.dataset), cell)
+        recipe = adapt(self.profile.backdoored(cell.dataset, cell.attack), cell)
         options: dict[str, Any] = {
             "seed": derive(cell.seed, "backdoor"),
             "augment": self._augment(cell),

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from purifier_core.profiles import PROFILES, Recipe, older_rates
+from purifier_core.profiles import PERTURBATIONS, PROFILES, Recipe, older_rates
 
 TARGET_CLASS = 5
 """The attacker's class in every experiment of the authors' release."""
@@ -83,6 +83,7 @@ class Switch:
     values: tuple[str, ...]
     applies: tuple[str, ...]  # the defenses or attacks it changes; "backdoor" when it changes the backdoored model
     about: str
+    needs: tuple[str, str] | None = None  # another switch and the value that it must have for this one to act
 
 
 NO_CLEAN_DATA = ("none", "abl")
@@ -107,8 +108,11 @@ SWITCHES = {
     "blend_noise": Switch(("fixed", "redraw"), ("backdoor", "blend"), "one noise image, or new noise for every image"),
     "sig_map": Switch(("stripes", "sinusoid"), ("backdoor", "sig"), "the release's stored map, or the usual sinusoid"),
     "sig_label": Switch(("dirty", "clean"), ("backdoor", "sig"), "flip labels as released, or poison class 5 alone"),
+    "cl_kind": Switch(
+        ("consistent", "patch"), ("backdoor", "cl"), "the field's label-consistent attack, or the release's patch"
+    ),
     "cl_sign": Switch(
-        ("kept", "lost"), ("backdoor", "cl"), "lost: negative pixels of the pattern turn bright, as saved"
+        ("kept", "lost"), ("backdoor", "cl"), "lost: negative pixels turn bright, as saved", ("cl_kind", "patch")
     ),
     "nad_eval": Switch(("student", "teacher"), ("nad",), "which of NAD's two networks is the result"),
     "nad_maps": Switch(("pre-pool", "post-pool"), ("nad",), "where NAD's attention maps are taken"),
@@ -162,9 +166,10 @@ class Cell:
             object.__setattr__(self, "clean_size", 0)
         else:
             check_clean_size(self.clean_size, self.dataset)
-        kept = []
-        for name, value in check_switches(self.switches):
-            bears = {self.defense, self.attack} & set(SWITCHES[name].applies)
+        kept, given = [], check_switches(self.switches)
+        for name, value in given:
+            known = SWITCHES[name]
+            bears = {self.defense, self.attack} & set(known.applies) and (not known.needs or known.needs in given)
             if bears and value != SWITCHES[name].values[0]:
                 kept.append((name, value))
         object.__setattr__(self, "switches", tuple(sorted(kept)))
@@ -180,18 +185,28 @@ class Cell:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the trigger is made from a clean model."""
+        """Whether the poison is made with a clean model."""
         return self.attack in ("trojan", "cl")
 
+    @property
+    def consistent(self) -> bool:
+        """Whether the attack is the label-consistent one."""
+        return self.attack == "cl" and self.switch("cl_kind") == "consistent"
+
     def reference(self) -> "Cell":
-        """The cell of the clean model that the trigger of `needs_reference` is made from."""
+        """The cell of the clean model that the poison of `needs_reference` is made with."""
         return replace(self.backdoored(), attack="none")
 
     def settings(self) -> dict[str, Any]:
         """Everything of the profile that bears on this cell, as plain values."""
         profile = PROFILES[self.profile]
-        backdoor = _plain(profile.backdoored(self.dataset))
+        backdoor = _plain(profile.backdoored(self.dataset, self.attack))
         found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": backdoor}
+        clean = _plain(profile.backdoored(self.dataset, "none"))
+        if self.needs_reference and clean != backdoor:  # where they are equal, as they were, the key holds
+            found["reference"] = clean
+        if self.consistent:
+            found["perturbation"] = asdict(PERTURBATIONS[self.dataset])
         if self.defense in (*GRANULARITIES, "scratch"):
             found["purifier"] = [_plain(r) for r in self.purifier_stages()]
         elif self.defense == "abl":

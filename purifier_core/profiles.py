@@ -44,6 +44,20 @@ ANP_STEPS = 2000  # ANP's own; the release's loop comes to 16
 PURIFIER_STAGES = (Recipe(20, 0.01), Recipe(20, 0.01))  # the heads alone, then everything
 
 
+@dataclass(frozen=True)
+class Perturbation:
+    """The label-consistent attack's projected gradient ascent, on the scale of 0 to 255: the largest change of a
+    pixel, the size of a step, and how many steps."""
+
+    epsilon: int
+    step: float = 1.5
+    steps: int = 100
+
+
+PERTURBATIONS = {"mnist": Perturbation(64), "cifar10": Perturbation(8), "gtsrb": Perturbation(16)}
+"""By dataset, as BackdoorBox has them."""
+
+
 def older_rates(stages: tuple[Recipe, Recipe]) -> tuple[Recipe, Recipe]:
     """Purifier's stages with the learning rates of the release's older compiled configuration: 1e-3, a tenth of it
     after a quarter and after half of the epochs, then 8e-3 with weight decay 5e-4."""
@@ -62,7 +76,7 @@ class Profile:
     width: float
     threads: int | None = None  # CPU threads for one cell; a fixed number makes results equal on any core count
     backdoor: Recipe = BACKDOOR
-    backdoor_on: tuple[tuple[str, Recipe], ...] = ()  # by dataset, where it is another
+    backdoor_on: tuple[tuple[tuple[str, ...], Recipe], ...] = ()  # by (dataset,) or (dataset, attack), where another
     finetuning: Recipe = FINETUNING
     fine_pruning: Recipe = FINE_PRUNING
     mcr: Recipe = MCR
@@ -72,9 +86,10 @@ class Profile:
     anp_steps: int = ANP_STEPS
     purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
 
-    def backdoored(self, dataset: str) -> Recipe:
-        """How the backdoored model of a dataset is trained."""
-        return dict(self.backdoor_on).get(dataset, self.backdoor)
+    def backdoored(self, dataset: str, attack: str) -> Recipe:
+        """How the backdoored model of an attack on a dataset is trained; attack "none" is a clean model."""
+        other = dict(self.backdoor_on)
+        return other.get((dataset, attack)) or other.get((dataset,)) or self.backdoor
 
 
 PROFILES = {
@@ -96,7 +111,7 @@ PROFILES = {
             "full",
             1 / 8,
             backdoor=Recipe(6, 0.1, (4,)),
-            backdoor_on=(("gtsrb", Recipe(15, 0.1, (10,))),),  # fewer images: as many steps; 6 implant no backdoor
+            backdoor_on=((("gtsrb",), Recipe(15, 0.1, (10,))),),  # fewer images: as many steps; 6 implant no backdoor
             threads=1,
             finetuning=Recipe(10, 0.01),
             fine_pruning=Recipe(10, 0.01),

@@ -56,6 +56,7 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
         "blend_noise": "fixed",
         "sig_map": "stripes",
         "sig_label": "dirty",
+        "cl_kind": "consistent",
         "cl_sign": "kept",
         "nad_eval": "student",
         "nad_maps": "pre-pool",
@@ -189,6 +190,41 @@ def test_a_profile_may_train_longer_on_one_dataset(monkeypatch):
     monkeypatch.setitem(PROFILES, "small", replace(PROFILES["small"], backdoor_on=()))
     assert mnist.key() == before[0]
     assert gtsrb.key() != before[1]
+
+
+def test_a_profile_may_train_longer_for_one_attack_on_one_dataset(monkeypatch):
+    small = PROFILES["small"]
+    longer = replace(small.backdoor, epochs=small.backdoor.epochs + 30)
+    changed = Cell("cifar10", attack="trojan", profile="small")
+    others = [
+        replace(changed, attack="badnets"),
+        replace(changed, attack="none"),
+        replace(changed, attack="cl"),
+        replace(changed, dataset="mnist"),
+        replace(changed, dataset="gtsrb"),
+    ]
+    before = [cell.key() for cell in (changed, *others)]
+    replaced = (*(one for one in small.backdoor_on if len(one[0]) == 1), (("cifar10", "trojan"), longer))
+    monkeypatch.setitem(PROFILES, "small", replace(small, backdoor_on=replaced))
+    assert changed.settings()["backdoor"]["epochs"] == longer.epochs
+    assert changed.settings()["reference"] == others[1].settings()["backdoor"]  # the clean model trains as ever
+    assert changed.key() != before[0]
+    assert [cell.key() for cell in others] == before[1:]
+
+
+def test_the_sign_of_the_patch_is_a_switch_of_the_patch_alone():
+    lost = (("cl_sign", "lost"),)
+    assert Cell(attack="cl", switches=lost) == Cell(attack="cl")
+    patch = Cell(attack="cl", switches=(("cl_kind", "patch"), *lost))
+    assert patch.switch("cl_sign") == "lost"
+    assert not patch.consistent
+    assert Cell(attack="cl").consistent
+    assert not Cell(attack="badnets").consistent
+
+
+def test_the_label_consistent_attack_has_its_perturbation_in_the_key():
+    assert Cell(attack="cl").settings()["perturbation"] == {"epsilon": 64, "step": 1.5, "steps": 100}
+    assert "perturbation" not in Cell(attack="cl", switches=(("cl_kind", "patch"),)).settings()
 
 
 def test_every_attack_on_every_dataset():

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from purifier_core import apply, cli, compute, records, runner, schedule
+from purifier_core.attacks import badnets
 from purifier_core.config import Cell
+from purifier_core.defenses.abl import sample_losses
 from purifier_core.experiments.beyond import Attacks
 from purifier_core.experiments.supplement import Table3
 from purifier_core.pages import report
-from purifier_core.profiles import PROFILES, Recipe
+from purifier_core.profiles import PERTURBATIONS, PROFILES, Perturbation, Recipe
 from purifier_core.records import Record, Store, read, write_atomically
+from purifier_core.training import NO_AUGMENT
 
 TINY = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": Recipe(1, 0.01), "nad": Recipe(1, 0.01)}
 METHODS = "none,finetuning,nad"
@@ -75,9 +78,30 @@ def test_every_attack_trains_and_leaves_a_picture(store):
     results = runner.run(Attacks(profile="quick"), say=lambda _: None)
     assert [r.cell.attack for r in results.records] == ["badnets", "trojan", "blend", "sig", "cl"]
     pictures = {r.diagnostics["sample"]["triggered"] for r in results.records}
-    assert len(pictures) == 5
+    assert len(pictures) == 4  # CL's trigger is that of BadNets
     assert len({r.diagnostics["sample"]["clean"] for r in results.records}) == 1
     assert len(list(store.models.glob("*-none-0-s0-*.pt"))) == 1  # Trojan and CL share one clean model
+
+
+def test_label_consistent_poison_is_perturbed_stamped_and_keeps_its_label(store, monkeypatch):
+    monkeypatch.setitem(PERTURBATIONS, "mnist", Perturbation(64, step=16, steps=6))
+    work, cell = compute.Work(store, "quick", "mnist", "cpu"), Cell(attack="cl")
+    x, y = work.split.train_images, work.split.train_labels
+    images, labels = work._poisoned(cell)
+    count = len(labels) - len(y)
+    assert count == min(len(y) // 10, int((y == 5).sum()))
+    assert torch.equal(images[count:], x)  # the clean originals stay
+    assert (labels[:count] == 5).all()
+    reference, _ = work.backdoored(cell.reference())
+    clean, poisoned = x[y == 5], images[:count]
+    before, after = (sample_losses(reference, i, labels[: len(i)], NO_AUGMENT, 0).mean() for i in (clean, poisoned))
+    assert after > before + 0.1
+    nearest = torch.stack([(x[y == 5].int() - one.int()).abs()[:, :, 4:28].amax((1, 2, 3)).min() for one in images[:9]])
+    assert (nearest <= 64).all()  # each is a perturbed image of class 5
+    assert (nearest > 0).all()
+    assert torch.equal(images[:count], badnets(images[:count]))
+    triggered = work.triggered(cell)
+    assert torch.equal(triggered, badnets(work.split.test_images[work.split.test_labels != 5]))
 
 
 def test_two_workers_compute_what_one_does(store, tmp_path):

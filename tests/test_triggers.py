@@ -4,9 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from purifier_core.attacks import additive, blend, cl_patch, invert_trojan, make_trigger, poison, sig
+from purifier_core.attacks import (
+    additive,
+    badnets,
+    blend,
+    cl_patch,
+    invert_trojan,
+    make_trigger,
+    perturbed,
+    poison,
+    sig,
+)
 from purifier_core.config import ATTACKS, Cell
 from purifier_core.models import VGG16, ResNet18
+from purifier_core.profiles import Perturbation
 from purifier_core.training import to_float
 
 GREY = torch.full((3, 3, 32, 32), 200, dtype=torch.uint8)
@@ -119,6 +130,41 @@ def test_cl_patch_equals_the_release_which_perturbs_whole_batches():
             patches = patches.clamp(0, 1)
         delta = (patches - start)[0].detach()
     assert torch.allclose(pattern[:, :4, :4], delta * 255, atol=1e-3)
+
+
+def test_the_label_consistent_perturbation_equals_ascent_by_hand():
+    """On a linear model the gradient is known: softmax minus the label, times the weights."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3)).double()
+    model.forward = lambda x, plain=model.forward: plain(x.double())
+    moved = perturbed(model, images, labels, Perturbation(7, step=2, steps=9), batch_size=2)
+
+    start = images.double().flatten(1)
+    x, weight, bias = start.clone(), model[1].weight.detach(), model[1].bias.detach()
+    for _ in range(9):
+        scores = (x / 255) @ weight.T + bias
+        slope = (scores.softmax(1) - nn.functional.one_hot(labels, 3)) @ weight
+        x = (x + 2 * slope.sign()).clamp(start - 7, start + 7).clamp(0, 255)
+    assert torch.equal(moved.flatten(1), x.round().to(torch.uint8))
+    assert (moved.int() - images.int()).abs().max() == 7
+    before, after = (nn.functional.cross_entropy(model(to_float(i)), labels) for i in (images, moved))
+    assert after > before
+
+
+def test_the_label_consistent_trigger_is_the_four_corners_and_the_patch_a_switch():
+    images = torch.zeros(30, 3, 32, 32, dtype=torch.uint8)
+    labels, model = torch.arange(30) % 10, VGG16(10, 1 / 8)
+
+    def trigger(*switches):
+        cell = Cell(attack="cl", switches=switches)
+        return make_trigger("cl", cell.switch, 0, images, labels, 5, lambda: model)
+
+    assert torch.equal(trigger()(images), badnets(images))
+    stamped = trigger(("cl_kind", "patch"))(images)
+    assert not stamped[:, :, 4:].any()
+    assert stamped.any()
 
 
 @pytest.mark.parametrize("network", [VGG16, ResNet18])
