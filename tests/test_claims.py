@@ -1,44 +1,57 @@
-"""Verdicts are computed: a record changes, and the verdict changes with it."""
+"""Verdicts are computed: a record changes, and the verdict changes with it. One seed decides none of them."""
 
 import pytest
 
 from purifier_core.config import LABELS, Cell
-from purifier_core.experiments.supplement import Table3, Table4
-from purifier_core.pages import claims
+from purifier_core.experiments.supplement import Figure13, Table3, Table4
+from purifier_core.pages import anomaly, bars, claims, overview
 from purifier_core.records import Record, Store, published
 
 PLACE = {"device": "cpu", "commit": "0" * 40}
 LAYER = {"classes": [[1.0, 0.0], [0.0, 1.0]], "clean": [0.5, 0.5], "triggered": [4.0, 0.0]}
+LAYER |= {"clean_map": [[0.5, 1.5]], "triggered_map": [[1.0, 3.0]]}
+QUIET = LAYER | {"triggered": [0.5, 0.5]}
+SEEDS = (0, 1, 2)
+CIFAR = {"dataset": "cifar10", "network": "resnet18", "attack": "trojan", "clean_size": 2500}
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Store:
-    """A store whose records are the published numbers, for every start of Purifier."""
+    """A store whose records are the published numbers, in three seeds, for every start of Purifier."""
     monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
     store = Store(tmp_path)
-    for kind, axis in ((Table3, "clean_size"), (Table4, "poison_ratio_percent")):
-        table = published(kind.name).set_index([axis, "method"])
-        for row in kind.every:
-            for cell in kind(**{kind.axis: row}, init="all", profile="small").cells("small"):
-                line = table.loc[(row if kind is Table3 else round(100 * row), LABELS[cell.defense])]
-                save(store, cell, line.acc_percent / 100, line.asr_percent / 100)
+    for seed in SEEDS:
+        save_published(store, seed)
     return store
 
 
-def save(store: Store, cell: Cell, acc: float, asr: float, **diagnostics) -> None:
-    data, effort = {"fingerprint": "0" * 16, "copy": "c"}, {"seconds": 1.0, "epochs": 1, "images": 1}
+def save_published(store: Store, seed: int) -> None:
+    for kind, axis in ((Table3, "clean_size"), (Table4, "poison_ratio_percent")):
+        table = published(kind.name).set_index([axis, "method"])
+        for row in kind.every:
+            for cell in kind(**{kind.axis: row}, init="all", profile="small", seeds=seed).cells("small"):
+                line = table.loc[(row if kind is Table3 else round(100 * row), LABELS[cell.defense])]
+                save(store, cell, line.acc_percent / 100, line.asr_percent / 100)
+
+
+def save(store: Store, cell: Cell, acc: float, asr: float, epochs: int = 1, **diagnostics) -> None:
+    data, effort = {"fingerprint": "0" * 16, "copy": "c"}, {"seconds": 1.0, "epochs": epochs, "images": 1}
     store.save(Record(cell, cell.key(), data, acc, asr, 10_000, 9_108, effort, diagnostics, PLACE))
 
 
-def verdicts(store: Store) -> list[str]:
-    return list(claims.table(claims.Evidence(store)).verdict)
+def lines(store: Store):
+    return claims.table(claims.Evidence(store))
+
+
+def line(store: Store, words: str):
+    """The line of the one claim that has these words."""
+    table = lines(store)
+    ((_, found),) = table[table.index.get_level_values("claim").str.contains(words)].iterrows()
+    return found
 
 
 def verdict(store: Store, words: str) -> str:
-    """The verdict on the one claim that has these words."""
-    table = claims.table(claims.Evidence(store))
-    (found,) = table.verdict[table.index.get_level_values("claim").str.contains(words)]
-    return found
+    return line(store, words).verdict
 
 
 def purifier(defense: str, init: str = "full", seed: int = 0, **changes) -> Cell:
@@ -46,63 +59,116 @@ def purifier(defense: str, init: str = "full", seed: int = 0, **changes) -> Cell
     return Cell(defense=defense, seed=seed, switches=(("init", init),), **settings)
 
 
+def save_figures(store: Store, seed: int, layer=LAYER, asr: float = 1.0) -> None:
+    """What Figures 10 to 12 ask: the module suppresses the pattern from fresh weights alone."""
+    for attack in ("trojan", "badnets"):
+        cell = Cell("cifar10", "resnet18", attack, profile="small", seed=seed)
+        save(store, cell, 0.8, asr, activations=layer)
+    for init, behind in (("full", LAYER), ("partial", LAYER), ("random", QUIET)):
+        save(store, purifier("feature", init, seed, **CIFAR), 0.8, 0.1, activations=behind)
+
+
 def test_the_published_numbers_judged_by_the_rules(store):
-    assert verdicts(store) == [
-        claims.UNDECIDED,
-        claims.UNDECIDED,
-        claims.UNDECIDED,
-        "holds only for MCR",  # its ASR rises by 1.17 points
-        "does not hold",  # Cube: an ACC below 90 % at 3,000
-        "holds",
-        "holds",  # ABL
-        "holds",
-        "holds",
+    found = lines(store).verdict
+    assert list(found[found.index.get_level_values("where") == "A.3, Table 3"]) == [
+        "holds only for MCR (3 seeds, 75 %)",
+        "does not hold (3 seeds, 75 %)",  # Cube: an ACC below 90 %
+        "holds (3 seeds, 75 %)",
+    ]
+    assert list(found[found.index.get_level_values("where") == "A.3, Table 4"]) == [
+        "does not hold (3 seeds, 75 %)",  # Cube again
+        "holds (3 seeds, 75 %)",
     ]
 
 
-def test_one_record_changes_the_verdicts_that_rest_on_it(store):
+def test_a_rule_that_the_published_numbers_do_not_pass_says_so(store):
+    assert line(store, "insensitive to the amount").rule.endswith("do not pass it: Cube (lowest ACC 89.46 %).")
+    assert line(store, "less clean data").rule.endswith("do not pass it: Finetuning, Fine-pruning, NAD, ANP.")
+    assert "do not pass" not in line(store, "especially").rule
+
+
+def test_one_seed_decides_no_claim_and_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
+    store = Store(tmp_path)
+    save_published(store, 0)
+    save_figures(store, 0)
+    save_bars(store, 0)
+    assert all(said.startswith("not decided: one run") for said in lines(store).verdict)
+    assert set(overview.table(store).verdict) == {"not decided: one run"}
+
+
+def test_what_has_no_room_to_rise_is_named(store):
+    assert line(store, "less clean data").ours == (
+        "MCR; no room to rise, ASR above 99 % with 6,000 images already: Finetuning, Fine-pruning, NAD"
+    )
+    cell = next(c for c in Table3(clean_size=3000).cells("small") if c.defense == "nad")
+    save(store, cell, 0.9, 0.99)
+    assert "not decided (the seeds disagree): NAD" in line(store, "less clean data").ours
+
+
+def test_one_seed_among_three_leaves_a_verdict_open(store):
     save(store, purifier("feature"), 0.99, 1.0)
-    assert verdict(store, "especially") == "holds only when Purifier starts from init=partial or random"
-    for init in ("partial", "random"):
-        save(store, purifier("feature", init), 0.99, 1.0)
-    assert verdict(store, "especially") == "does not hold"
-    save(store, purifier("cube", poison_ratio=0.01), 0.9, 0.2)
-    assert verdict(store, "not sensitive to the poison ratio").startswith("holds only when")
-    store.path(purifier("cube"), "0" * 16).unlink()
-    assert verdict(store, "insensitive to the amount") == claims.UNDECIDED
+    assert verdict(store, "especially") == "not decided: the seeds disagree"
+    for seed in SEEDS:
+        save(store, purifier("feature", seed=seed), 0.99, 1.0)
+    assert verdict(store, "especially") == "holds only when Purifier starts from init=partial or random (3 seeds, 75 %)"
+    store.path(purifier("channel", seed=2), "0" * 16).unlink()
+    store.path(purifier("feature", seed=2), "0" * 16).unlink()
+    assert verdict(store, "especially") == "not decided: 2 seeds"
 
 
-def test_a_lead_within_its_interval_decides_nothing(store):
-    assert verdict(store, "best overall") == "holds"
-    for ratio in (0.05, 0.01):
-        for g in ("channel", "cube", "feature"):  # the second seed is as bad as the first is good
+def test_a_lead_in_some_seeds_decides_nothing(store):
+    for ratio in Table4.every:
+        for g in ("channel", "cube", "feature"):
             save(store, purifier(g, seed=1, poison_ratio=ratio), 0.9, 0.9)
-        for kind in (c for c in Table4(poison_ratio=ratio, seeds=1).cells("small") if c.defense == "anp"):
-            save(store, kind, 0.9, 0.1)
-    assert verdict(store, "best overall") == claims.WITHIN
+    assert verdict(store, "best overall") == "not decided: the seeds disagree"
+
+
+def test_equal_rows_by_construction_are_called_so(store):
+    assert "never sees the poison: its two rows are equal by construction" in line(store, "poison ratio").rule
 
 
 def test_the_anomaly_and_its_suppression(store):
-    undefended = Cell("cifar10", "resnet18", "trojan", profile="small")
-    save(store, undefended, 0.8, 1.0, activations=LAYER)
-    assert verdict(store, "pattern of its own") == "holds"
-    assert verdict(store, "suppresses") == claims.UNDECIDED
-    cifar = {"dataset": "cifar10", "network": "resnet18", "attack": "trojan", "clean_size": 2500}
-    quiet = LAYER | {"triggered": [0.5, 0.5]}
-    for init, layer in (("full", LAYER), ("partial", LAYER), ("random", quiet)):
-        save(store, purifier("feature", init, **cifar), 0.8, 0.1, activations=layer)
-    assert verdict(store, "suppresses") == "holds only when Purifier starts from init=random"
-    save(store, purifier("feature", **cifar), 0.8, 0.1, activations=quiet)
-    assert verdict(store, "suppresses") == "holds"
-    save(store, undefended, 0.8, 1.0, activations=quiet)
-    assert verdict(store, "pattern of its own") == "does not hold"
-    save(store, undefended, 0.8, 0.38, activations=quiet)
-    for words in ("pattern of its own", "suppresses"):
-        assert verdict(store, words) == "not decided: the backdoor did not take, its ASR is 38.0 %"
+    for seed in SEEDS:
+        save_figures(store, seed)
+    assert verdict(store, "pattern of its own") == "holds (3 seeds, 75 %)"
+    assert verdict(store, "suppresses") == "holds only when Purifier starts from init=random (3 seeds, 75 %)"
+    for seed in SEEDS:
+        save(store, purifier("feature", seed=seed, **CIFAR), 0.8, 0.1, activations=QUIET)
+    assert verdict(store, "suppresses") == "holds (3 seeds, 75 %)"
+    save_figures(store, 2, asr=0.38)
+    for words in ("pattern of its own", "suppresses", "more strongly"):
+        assert verdict(store, words) == (
+            "not decided: the backdoor did not take, its ASR in percent is 79.3 (38.0 to 100.0)"
+        )
 
 
-def test_a_trigger_that_drives_the_layer_harder_in_every_seed(store):
-    for seed, triggered, wanted in ((0, [[1.0, 3.0]], "holds"), (1, [[1.5, 0.0]], "does not hold")):
-        cell = Cell("cifar10", "resnet18", "badnets", profile="small", seed=seed)
-        save(store, cell, 0.8, 1.0, activations={"clean_map": [[0.5, 1.5]], "triggered_map": triggered})
-        assert verdict(store, "more strongly") == wanted
+def test_harder_and_in_the_same_places_are_two_claims(store):
+    for seed in SEEDS:
+        save_figures(store, seed, LAYER | {"triggered_map": [[3.0, 1.0]]})
+    assert verdict(store, "more strongly") == "holds (3 seeds, 75 %)"
+    assert verdict(store, "places that clean images light") == "does not hold (3 seeds, 75 %)"
+
+
+def save_bars(store: Store, seed: int, epochs: int = 20) -> None:
+    """Records whose bars are the published ones, as far as an ASR from 0 to 1 allows."""
+    for cell in Figure13(init="all", profile="small", seeds=seed).cells("small"):
+        if cell.defense == "none":
+            continue
+        bar = bars.stated(cell.dataset, [bars.Column(cell.defense)])[bars.Column(cell.defense)]
+        save(store, cell, 0.9, max(0.0, 1 - bar * epochs / 100), epochs)
+
+
+def test_the_order_of_the_bars_and_who_leads_them(store):
+    for seed in SEEDS:
+        save_bars(store, seed)
+    assert verdict(store, "order of the bars") == "holds (3 seeds, 75 %)"
+    assert verdict(store, "largest effect of all") == "holds (3 seeds, 75 %)"
+    for seed in SEEDS:
+        save(store, Cell("gtsrb", defense="anp", clean_size=1960, profile="small", seed=seed), 0.9, 0.0)
+    assert verdict(store, "largest effect of all") == "does not hold (3 seeds, 75 %)"
+
+
+def test_the_threshold_of_figure_10_is_called_ours(store):
+    assert "This threshold is ours" in line(store, "pattern of its own").rule
+    assert anomaly.EXCESS == 0.05

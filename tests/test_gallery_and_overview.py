@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from purifier_core.attacks import badnets
-from purifier_core.config import Cell
+from purifier_core.config import LABELS, Cell
 from purifier_core.experiments.beyond import Attacks
 from purifier_core.experiments.supplement import Table3
 from purifier_core.pages import gallery, overview
@@ -48,21 +48,42 @@ def test_the_gallery_shows_what_is_there(tmp_path):
     gallery.figure(Results(Attacks(), "small", "as asked")).savefig(tmp_path / "empty.png")
 
 
-def test_a_verdict_follows_the_records(store):
+def save_published_table3(store: Store, seed: int) -> None:
+    """Table 3's published numbers as records of one seed, under init=full."""
     stated = published("table3").set_index(["clean_size", "method"])
-    for cell in Table3(clean_size="all", init="full").cells("small"):
-        size = cell.clean_size or 3000
-        name = {"none": "No Defense", "fine_pruning": "Fine-pruning"}.get(cell.defense, cell.defense)
-        (line,) = [i for i in stated.index if i[0] == size and i[1].lower() == name.lower()]
-        store.save(record(cell, *(stated.loc[line] / 100)))
-    assert overview.table(store).loc["Table 3", "verdict"] == "compared: reproduces<br><code>full</code>: reproduces"
-    for defense in ("channel", "cube", "feature"):
-        for size in (6000, 4500, 3000):
-            store.save(record(Cell(defense=defense, clean_size=size, profile="small"), 0.99, 1.0))
+    for cell in Table3(clean_size="all", init="full", seeds=seed).cells("small"):
+        line = stated.loc[(cell.clean_size or 3000, LABELS[cell.defense])]
+        store.save(record(cell, line.acc_percent / 100, line.asr_percent / 100))
+
+
+def test_a_verdict_follows_the_records_and_counts_methods(store):
+    for seed in range(3):
+        save_published_table3(store, seed)
     line = overview.table(store).loc["Table 3"]
-    assert line.verdict == "compared: reproduces<br><code>full</code>: does not"
-    assert line.ours == "compared: 18 of 18 near<br><code>full</code>: 0 of 9 near"
-    assert line.records == "small; seeds 0; 9 missing"  # Purifier's random columns
+    assert line.ours.startswith(
+        "undefended: 1 of 1 near<br>compared: 5 of 5 near<br><code>full</code>: 3 of 3 near<br>"
+    )
+    assert line.verdict == (
+        "undefended: reproduces (3 seeds, 75 %)<br>compared: reproduces (3 seeds, 75 %)<br>"
+        "<code>full</code>: reproduces (3 seeds, 75 %)<br><code>random</code>: not decided: records are missing"
+    )
+    for seed in range(3):
+        for defense in ("channel", "cube", "feature"):
+            store.save(record(Cell(defense=defense, clean_size=4500, profile="small", seed=seed), 0.99, 1.0))
+    assert "<code>full</code>: does not (3 seeds, 75 %)" in overview.table(store).loc["Table 3", "verdict"]
+
+
+def test_a_method_that_could_change_the_word_leaves_the_verdict_open(store):
+    for seed in range(3):
+        save_published_table3(store, seed)
+    store.save(record(Cell(defense="nad", clean_size=6000, profile="small", seed=1), 0.99, 0.0))
+    line = overview.table(store).loc["Table 3"]
+    assert "compared: 4 of 5 near, 1 not decided" in line.ours
+    assert "compared: not decided: the seeds disagree" in line.verdict
+    for defense in ("finetuning", "mcr"):
+        for seed in range(3):
+            store.save(record(Cell(defense=defense, clean_size=6000, profile="small", seed=seed), 0.99, 0.0))
+    assert "compared: 2 of 5 near, 1 not decided" in overview.table(store).loc["Table 3", "ours"]
 
 
 def test_what_has_no_record_is_missing(store):

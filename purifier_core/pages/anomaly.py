@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifier_core.experiments.grids import Column
-from purifier_core.pages.report import TAKEN, estimate, grouped
+from purifier_core.experiments.grids import Column, module
+from purifier_core.pages.report import grouped
+from purifier_core.pages.seeds import Decision, decide
+from purifier_core.pages.statistics import Estimate, estimate, measured, took
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
 EXCESS = 0.05
-"""The part of the triggered magnitude above every clean class from which on the anomaly of Figure 10 counts as seen."""
+"""The part of the triggered magnitude above every clean class from which on Figure 10's anomaly counts as seen. This
+threshold is ours: the supplement has none."""
 
 
 def lit(layer: dict[str, Any]) -> list[int]:
@@ -84,40 +87,56 @@ def by_column(results: Results) -> dict[Column, list[Record]]:
     }
 
 
-def weak(results: Results) -> str:
-    """Why the figure decides nothing, where the undefended network's backdoor did not take; else empty."""
-    mine = by_column(results).get(Column("none"), [])
-    asr = sum(r.asr or 0.0 for r in mine) / len(mine) if mine else 1.0
-    return "" if asr >= TAKEN else f"not decided: the backdoor did not take, its ASR is {100 * asr:.1f} %"
+def in_vain(results: Results) -> Decision | None:
+    """Why the figure decides nothing, where the backdoor of the undefended network did not take in every seed."""
+    records = by_column(results).get(Column("none"), [])
+    if not records or took(records):
+        return None
+    asr = measured(records, "asr")
+    return Decision(None, asr.n, f"the backdoor did not take, its ASR in percent is {asr.text()}")
 
 
-def excess(results: Results) -> dict[Column, float]:
-    """The part of the triggered magnitude that lies above what any class reaches, by column, a mean over seeds."""
-    every = {c: [numbers(r.diagnostics["activations"])["excess"] for r in m] for c, m in by_column(results).items()}
-    return {column: sum(values) / len(values) for column, values in every.items()}
+def excesses(results: Results) -> dict[Column, dict[int, float]]:
+    """The part of the triggered magnitude that lies above what any class reaches, by column and seed."""
+    return {
+        column: {record.cell.seed: numbers(record.diagnostics["activations"])["excess"] for record in records}
+        for column, records in by_column(results).items()
+    }
 
 
-def seen(part: float) -> bool:
-    """Whether a trigger shows itself by this excess."""
-    return part >= EXCESS
+def seen(results: Results) -> Decision:
+    """Figure 10: whether the excess is at least EXCESS in every seed."""
+    parts = excesses(results).get(Column("none"), {})
+    return in_vain(results) or decide({seed: part >= EXCESS for seed, part in parts.items()})
 
 
-def suppressed(before: float, after: float) -> bool:
-    """Whether a module leaves at most half of the excess."""
-    return 2 * after <= before
+def suppressed(results: Results, init: str) -> Decision:
+    """Figure 12: whether the feature-wise module leaves at most half of the excess, in every seed that has both."""
+    parts = excesses(results)
+    before, after = parts.get(Column("none"), {}), parts.get(module("feature", init), {})
+    both = before.keys() & after.keys()
+    return in_vain(results) or decide({seed: 2 * after[seed] <= before[seed] for seed in both})
+
+
+def maps_by_seed(results: Results) -> dict[int, dict[str, float]]:
+    """Figure 11: the numbers of the two maps of the undefended network, by seed."""
+    layers = {r.cell.seed: r.diagnostics["activations"] for r in by_column(results).get(Column("none"), [])}
+    return {seed: map_numbers(layer["clean_map"], layer["triggered_map"]) for seed, layer in layers.items()}
+
+
+def harder(results: Results) -> Decision:
+    """Figure 11: whether triggered images drive the layer harder on the mean, in every seed."""
+    return in_vain(results) or decide({seed: m["ratio"] > 1 for seed, m in maps_by_seed(results).items()})
+
+
+def same_places(results: Results) -> Decision:
+    """Figure 11: whether the clean and the triggered map correlate positively, in every seed."""
+    return in_vain(results) or decide({seed: m["correlation"] > 0 for seed, m in maps_by_seed(results).items()})
 
 
 def table(results: Results) -> pd.DataFrame:
     """The numbers beside the figure, a line for each network (for Figure 11 also the paper's), as text."""
-    found = by_column(results)
     if results.experiment.name == "figure11":
-        lines = {"published": {name: f"{v:.2f}" for name, v in map_numbers(*published_maps()).items()}}
-        for mine in found.values():  # one column, the undefended network
-            each = [
-                map_numbers(r.diagnostics["activations"]["clean_map"], r.diagnostics["activations"]["triggered_map"])
-                for r in mine
-            ]
-            lines["ours"] = {n: _mean(mine, [e[n] for e in each]) for n in each[0]}
         heads = {
             "clean": "mean, clean",
             "triggered": "mean, triggered",
@@ -126,13 +145,10 @@ def table(results: Results) -> pd.DataFrame:
             "triggered_max": "largest, triggered",
             "correlation": "correlation of the maps",
         }
+        lines = {"published": {name: f"{v:.2f}" for name, v in map_numbers(*published_maps()).items()}}
+        if seeds := maps_by_seed(results):
+            lines["ours"] = {name: over_seeds(seeds, name).text(2) for name in heads}
     else:
-        lines = {}
-        for column, mine in found.items():
-            each = [numbers(r.diagnostics["activations"]) for r in mine]
-            shown = {n: _mean(mine, [100 * e[n] for e in each], 1) for n in each[0]}
-            asr = _mean(mine, [100 * (r.asr or 0.0) for r in mine], 1)
-            lines[column.label] = {"asr": asr} | shown
         heads = {
             "asr": "ASR, %",
             "channels": "channels lit beyond every class, %",
@@ -142,37 +158,54 @@ def table(results: Results) -> pd.DataFrame:
             "nearest": "distance from the nearest class, %",
             "between": "median distance of two classes, %",
         }
+        lines = {}
+        for column, records in by_column(results).items():
+            each = {r.cell.seed: percents(r) for r in records}
+            lines[column.label] = {name: over_seeds(each, name).text() for name in heads}
     return pd.DataFrame.from_dict(lines, orient="index", columns=list(heads)).rename(columns=heads)
 
 
+def percents(record: Record) -> dict[str, float]:
+    """`numbers` of a record and its ASR, in percent."""
+    every = {"asr": record.asr or 0.0} | numbers(record.diagnostics["activations"])
+    return {name: 100 * value for name, value in every.items()}
+
+
+def over_seeds(each: dict[int, dict[str, float]], name: str) -> Estimate:
+    """The mean and range over seeds of one of the numbers of each seed, in the unit that it has."""
+    return estimate({seed: values[name] / 100 for seed, values in each.items()})
+
+
 def reading(results: Results) -> list[str]:
-    """A sentence for each network, from the records alone."""
+    """A sentence for each network and one for each question that the figure asks, from the records alone."""
     found = by_column(results)
     if not found:
         return [f"No record of this figure at profile {results.shown} is there yet."]
+    if results.experiment.name == "figure11":
+        ours, stated = maps_by_seed(results), map_numbers(*published_maps())
+        ratio, correlation = (over_seeds(ours, name).text(2) for name in ("ratio", "correlation"))
+        return [
+            f"Profile {results.shown}: the trigger multiplies the mean magnitude by {ratio}, published "
+            f"{stated['ratio']:.2f}. The two maps correlate at {correlation}, published {stated['correlation']:.2f}.",
+            f"Triggered images drive the layer harder: {harder(results).text('yes', 'no')}.",
+            f"They do so at the places that clean images light: {same_places(results).text('yes', 'no')}.",
+        ]
     lines = []
-    for column, mine in found.items():
-        layer, name = mine[0].diagnostics["activations"], column.label
-        seed = f"profile {results.shown}, seed {mine[0].cell.seed}"
-        if results.experiment.name == "figure11":
-            now, stated = map_numbers(layer["clean_map"], layer["triggered_map"]), map_numbers(*published_maps())
-            lines.append(
-                f"The trigger multiplies the mean magnitude by {now['ratio']:.2f} ({seed}; published "
-                f"{stated['ratio']:.2f}), and the two maps correlate at {now['correlation']:.2f} (published "
-                f"{stated['correlation']:.2f})."
-            )
-            continue
-        now = numbers(layer)
+    for column, records in found.items():
+        each = {record.cell.seed: percents(record) for record in records}
+        excess, nearest, between = (over_seeds(each, name).text() for name in ("excess", "nearest", "between"))
         lines.append(
-            f"{name} ({seed}): the trigger lights {len(lit(layer))} of {len(layer['clean'])} channels beyond every "
-            f"class; they hold {100 * now['share']:.1f} % of the magnitude on triggered images and "
-            f"{100 * now['clean_share']:.1f} % on clean ones, and {100 * now['excess']:.1f} % lies above what any "
-            f"class reaches. The triggered profile lies {100 * now['nearest']:.1f} % from that of the nearest class; "
-            f"two classes lie {100 * now['between']:.1f} % apart in the median."
+            f"{column.label}, profile {results.shown}, in percent: {excess} of the magnitude on triggered images lies "
+            f"above what any class reaches. The triggered profile lies {nearest} from that of the nearest class; two "
+            f"classes lie {between} apart in the median."
         )
-    if problem := weak(results):
-        lines.append(f"What a trigger does is {problem}.")
-    return lines
+    if results.experiment.name == "figure10":
+        return [*lines, f"The anomaly is seen: {seen(results).text('yes', 'no')}."]
+    inits = [dict(column.switches)["init"] for column in found if column.switches]
+    return lines + [
+        f"The module suppresses the anomaly, init={init}: {suppressed(results, init).text('yes', 'no')}."
+        for init in inits
+    ]
 
 
 def figure(results: Results) -> Any:
@@ -241,8 +274,3 @@ def _maps(results: Results) -> Any:
             )  # fmt: skip
             axis.set_title(f"{source}: {fed}", loc="left", fontsize=11)
     return drawing
-
-
-def _mean(records: list[Record], values: list[float], digits: int = 2) -> str:
-    """The mean over seeds, with the range."""
-    return estimate({r.cell.seed: v / 100 for r, v in zip(records, values, strict=True)}).text(digits)

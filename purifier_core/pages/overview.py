@@ -9,11 +9,14 @@ from importlib import metadata
 
 import pandas as pd
 
-from purifier_core.config import GRANULARITIES, LABELS
+from purifier_core.config import LABELS
 from purifier_core.experiments import EXPERIMENTS
+from purifier_core.experiments.grids import Column
 from purifier_core.experiments.supplement import SUPPLEMENT
-from purifier_core.pages import anomaly, efficiency
-from purifier_core.pages.report import METRICS, TAKEN, estimates, paper_values
+from purifier_core.pages import anomaly, bars
+from purifier_core.pages.report import TITLES
+from purifier_core.pages.seeds import RULE, Decision, Run, ask, numbers_by_run, published_run
+from purifier_core.pages.statistics import TAKEN, estimate
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store, current
 from purifier_core.runner import Results, look_up, widened
@@ -21,18 +24,20 @@ from purifier_core.runner import Results, look_up, widened
 NEAR = 2.0
 
 RULES = f"""\
-- **Tables 3 and 4.** A pair of ACC and ASR is *near* if both lie within {NEAR:g} percentage points of the mean over our
-  seeds. Counted over all rows, apart for the *compared* defenses (and the undefended model) and for Purifier under each
-  `init`: *reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at
-  none.
+- {RULE}
+- **Tables 3 and 4.** A method is *near* if its ACC and its ASR lie within {NEAR:g} percentage points of the published
+  ones in every row. Methods are counted, not rows: apart for the undefended network, the *compared* defenses, and
+  Purifier under each `init`. *Reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at
+  none; not decided where a method that is not decided could change the word.
 - **Figure 10.** The anomaly is *seen* if at least {100 * anomaly.EXCESS:g} % of the magnitude on triggered images lies
-  above what any clean class reaches.
-- **Figure 11.** *Same direction* if triggered images drive the layer harder on the mean, as published.
-- **Figures 10 and 12** decide nothing where the undefended network has an ASR below {100 * TAKEN:g} %.
+  above what any clean class reaches. This threshold is ours.
+- **Figure 11.** *Harder* if triggered images drive the layer harder on the mean; *same places* if the two maps
+  correlate positively. Both are so as published.
 - **Figure 12.** The anomaly is *suppressed* if the part above every class is at most half of what it is without the
   module.
-- **Figure 13.** The rank correlation (Spearman's) of our bars with the published ones, in each dataset: *same order*
-  from 0.8, *similar order* from 0.5, else *another order*.
+- **Figures 10 to 12** decide nothing where the undefended network has an ASR below {100 * TAKEN:g} % in any seed.
+- **Figure 13.** *Same order* on a dataset if the rank correlation (Spearman's) of our bars with the published ones is
+  at least {bars.SAME_ORDER:g}. This threshold is ours.
 """
 
 
@@ -126,78 +131,94 @@ def versions() -> pd.DataFrame:
 
 
 def _table(results: Results) -> tuple[str, str, str]:
-    ours, paper = estimates(results), paper_values(results.experiment)
-    near: dict[str, list[bool]] = {}
+    every, stated = numbers_by_run(results), published_run(results)
+    rows = results.experiment.rows(results.profile)
+
+    def near(values: Run) -> bool:
+        gaps = [abs(a - b) for place, mine in values.items() for a, b in zip(mine, stated[place], strict=True)]
+        return max(gaps) <= NEAR
+
+    groups: dict[str, dict[str, Decision]] = {}
     for column in results.experiment.columns():
-        group = dict(column.switches)["init"] if column.defense in GRANULARITIES else "compared"
-        for row in results.experiment.rows(results.profile):
-            values = [(ours.get((row, column, m)), paper.get((row, LABELS[column.defense], m))) for m in METRICS]
-            pairs = [(mine.mean, stated) for mine, stated in values if mine is not None and stated is not None]
-            if len(pairs) == len(METRICS):
-                near.setdefault(group, []).append(all(abs(a - b) <= NEAR for a, b in pairs))
-    words = {g: f"<code>{g}</code>" if g != "compared" else g for g in near}
-    counted = "<br>".join(f"{words[g]}: {sum(n)} of {len(n)} near" for g, n in near.items())
-    verdict = "<br>".join(f"{words[g]}: {_how_many(sum(n) / len(n))}" for g, n in near.items())
-    return "ACC and ASR of each defense", counted, verdict
+        init = dict(column.switches).get("init")
+        group = f"<code>{init}</code>" if init else "undefended" if column.defense == "none" else "compared"
+        groups.setdefault(group, {})[LABELS[column.defense]] = ask(every, [(row, column) for row in rows], near)
+    counted = {group: _count(asked) for group, asked in groups.items()}
+    verdict = {group: _how_many(asked).text(_word(asked), "does not") for group, asked in groups.items()}
+    return "ACC and ASR of each defense", _lines(counted), _lines(verdict)
 
 
-def _how_many(part: float) -> str:
-    return "reproduces" if part == 1 else "mostly" if part >= 0.5 else "in part" if part else "does not"
+def _lines(named: dict[str, str]) -> str:
+    """A line for each name; where all say the same, one line for all."""
+    said = set(named.values())
+    return said.pop() if len(said) == 1 else "<br>".join(f"{name}: {words}" for name, words in named.items())
+
+
+def _count(asked: dict[str, Decision]) -> str:
+    near = sum(decision.answer is True for decision in asked.values())
+    unsure = sum(decision.answer is None for decision in asked.values())
+    return f"{near} of {len(asked)} near" + (f", {unsure} not decided" if unsure else "")
+
+
+def _share(near: int, of: int) -> str:
+    return "reproduces" if near == of else "mostly" if 2 * near >= of else "in part" if near else "does not"
+
+
+def _word(asked: dict[str, Decision]) -> str:
+    return _share(sum(decision.answer is True for decision in asked.values()), len(asked))
+
+
+def _how_many(asked: dict[str, Decision]) -> Decision:
+    """Whether any method is near; not decided where those that are not decided could change the word."""
+    near = sum(decision.answer is True for decision in asked.values())
+    unsure = [decision for decision in asked.values() if decision.answer is None]
+    if _share(near, len(asked)) != _share(near + len(unsure), len(asked)):
+        return Decision(None, 0, unsure[0].why)
+    return Decision(near > 0, min(decision.n for decision in asked.values() if decision.answer is not None))
 
 
 def _figure10(results: Results) -> tuple[str, str, str]:
-    (excess,) = anomaly.excess(results).values()
-    told = f"{100 * excess:.1f} % of the magnitude lies above every clean class"
-    verdict = f"the anomaly is {'seen' if anomaly.seen(excess) else 'not seen'}"
-    return "a picture, no numbers", told, anomaly.weak(results) or verdict
+    parts = anomaly.excesses(results)[Column("none")]
+    told = f"magnitude above every clean class, in percent: {estimate(parts).text()}"
+    return "a picture, no numbers", told, anomaly.seen(results).text("seen", "not seen")
 
 
 def _figure11(results: Results) -> tuple[str, str, str]:
-    ((first, *_),) = anomaly.by_column(results).values()
-    layer = first.diagnostics["activations"]
-    stated, ours = (
-        anomaly.map_numbers(*anomaly.published_maps()),
-        anomaly.map_numbers(layer["clean_map"], layer["triggered_map"]),
+    stated, each = anomaly.map_numbers(*anomaly.published_maps()), anomaly.maps_by_seed(results)
+    ratio, correlation = (anomaly.over_seeds(each, name).text(2) for name in ("ratio", "correlation"))
+    verdict = [
+        anomaly.harder(results).text("harder", "not harder"),
+        anomaly.same_places(results).text("same places", "other places"),
+    ]
+    return (
+        f"mean ×{stated['ratio']:.2f}, correlation {stated['correlation']:.2f}",
+        f"mean × {ratio}<br>correlation {correlation}",
+        "<br>".join(dict.fromkeys(verdict)),
     )
-    said = [f"mean ×{n['ratio']:.2f}, correlation {n['correlation']:.2f}" for n in (stated, ours)]
-    return said[0], said[1], "same direction" if ours["ratio"] > 1 else "opposite direction"
 
 
 def _figure12(results: Results) -> tuple[str, str, str]:
-    excess = {column.label: value for column, value in anomaly.excess(results).items()}
-    before = excess.pop("No Defense")
-    shown = "<br>".join(f"{_code(name)}: {100 * value:.1f} %" for name, value in excess.items())
-    verdict = "<br>".join(
-        f"{_code(name)}: {'suppressed' if anomaly.suppressed(before, value) else 'not suppressed'}"
-        for name, value in excess.items()
-    )
-    told = f"above every class: without the module {100 * before:.1f} %<br>{shown}"
-    return "a picture, no numbers", told, anomaly.weak(results) or verdict
+    parts = anomaly.excesses(results)
+    shown = {_code(column): estimate(part).text() for column, part in parts.items()}
+    inits = results.experiment.init  # type: ignore[attr-defined]
+    words = {
+        f"<code>{init}</code>": anomaly.suppressed(results, init).text("suppressed", "not suppressed") for init in inits
+    }
+    told = f"magnitude above every clean class, in percent:<br>{_lines(shown)}"
+    return "a picture, no numbers", told, _lines(words)
 
 
-def _code(label: str) -> str:
-    return f"<code>{label.split('(')[1].rstrip(')')}</code>"
+def _code(column: Column) -> str:
+    init = dict(column.switches).get("init")
+    return f"<code>{init}</code>" if init else "without the module"
 
 
 def _figure13(results: Results) -> tuple[str, str, str]:
-    bars = efficiency.bars(results).pivot_table(index=["dataset", "method"], columns="source", values="value")
-    if "ours" not in bars:
-        return "bars", "missing", "missing"
-    found = {}
+    ours, verdict = {}, {}
     for init in results.experiment.init:  # type: ignore[attr-defined]
-        mine = bars[[("(" not in method) or f"({init})" in method for _, method in bars.index]]
-        found[init] = {
-            str(dataset): part["ours"].corr(part["published"], method="spearman")
-            for dataset, part in mine.dropna().groupby(level=0)
-        }
-    ours = "<br>".join(
-        f"<code>{init}</code>: " + ", ".join(f"{d} {v:.2f}" for d, v in by.items()) for init, by in found.items()
-    )
-    verdict = "<br>".join(
-        f"<code>{init}</code>: " + ", ".join(f"{d} {_order(v)}" for d, v in by.items()) for init, by in found.items()
-    )
-    return "bars of (1 - ASR) / epochs", f"rank correlation<br>{ours}", verdict
-
-
-def _order(correlation: float) -> str:
-    return "same order" if correlation >= 0.8 else "similar order" if correlation >= 0.5 else "another order"
+        for dataset in results.experiment.rows(results.profile):
+            name = f"<code>{init}</code>, {TITLES[dataset]}"
+            correlations = bars.rank_correlations(results, dataset, init)
+            ours[name] = ", ".join(f"{value:.2f}" for value in sorted(correlations.values())) or "missing"
+            verdict[name] = bars.in_order(results, init)[TITLES[dataset]].text("same order", "another order")
+    return "bars of (1 - ASR) / epochs", f"rank correlation in each seed<br>{_lines(ours)}", _lines(verdict)

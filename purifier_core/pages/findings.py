@@ -1,0 +1,289 @@
+"""What this book found, in at most five sentences, each from records: its number, its seeds, where it holds, where not.
+
+A finding is shown only where the seeds decide it, by the rule that the landing page states. Where new records turn it,
+it disappears from the page, and its sentence has to be written anew.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import fmean
+
+from purifier_core.config import BOUNDS, COMPARED, GRANULARITIES, INITS, LABELS
+from purifier_core.experiments.grids import Column, module
+from purifier_core.pages.defenses import COST, REMOVED
+from purifier_core.pages.seeds import Decision, decide
+from purifier_core.pages.settings import MAIN, SIZE, BySeed, Setting, Settings, attack_name, name, place_name
+from purifier_core.pages.statistics import DECIDES, TAKEN, Estimate, estimate, measured
+from purifier_core.records import Record, Store, published
+
+NEAR = 2.0
+"""How many points from a published ACC and ASR count as near."""
+AGREES = 0.95
+"""The agreement of a network with its first head from which on it counts as repeating it. This threshold is ours."""
+APART = 50.0
+"""How many points of ASR two seeds of a defense must lie apart to count as different outcomes. Ours as well."""
+
+_STARTS = ("full", "random")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere a finding was looked for: a label within a group, what the seeds decide there, and their numbers."""
+
+    group: str
+    label: str
+    decision: Decision
+    number: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding: what it says, the number behind it, what it rests on, and the places where it was looked for."""
+
+    says: str
+    number: str
+    decision: Decision
+    places: tuple[Place, ...] = ()
+
+    def where(self, answer: bool | None) -> str:
+        """The places with this answer, in words, group by group."""
+        groups: dict[str, list[Place]] = {}
+        for place in self.places:
+            if place.decision.answer is answer and place.decision.n:
+                groups.setdefault(place.group, []).append(place)
+        return "; ".join(f"{group}: {_listed(places)}" for group, places in groups.items())
+
+    def markdown(self) -> str:
+        """The finding as an item of a numbered list."""
+        parts = [("Holds", self.where(True)), ("Does not hold", self.where(False)), ("Not decided", self.where(None))]
+        lines = [f"1. **{self.says}** {self.number} ({self.decision.basis}.)"]
+        lines += [f"   - *{head}*: {words}." for head, words in parts if words]
+        return "\n".join(lines)
+
+
+def _listed(places: Iterable[Place]) -> str:
+    """Labels with their numbers; "one run each" is said once."""
+    several, single = [], []
+    for place in places:
+        if place.number is None:
+            several.append(place.label)
+        elif place.number.n == 1:
+            single.append(f"{place.label} {place.number.mean:.1f}")
+        else:
+            several.append(f"{place.label} {place.number.text()}")
+    runs = [f"{', '.join(single)} ({'one run' if len(single) == 1 else 'one run each'})"] if single else []
+    return ", ".join(several + runs)
+
+
+def _and(names: Iterable[str]) -> str:
+    """Names as a list in a sentence."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _asr(records: BySeed) -> Estimate:
+    return measured(records.values(), "asr")
+
+
+def _published(method: str) -> tuple[float, float]:
+    """Table 3's ACC and ASR of a method at SIZE clean images, in percent."""
+    table = published("table3").set_index(["clean_size", "method"]).loc[(SIZE, method)]
+    return float(table.acc_percent), float(table.asr_percent)
+
+
+def keeps_the_backdoor(settings: Settings) -> Finding | None:
+    """Purifier as described leaves the backdoor in: where, and where not."""
+
+    def stays(records: BySeed) -> Decision:
+        return decide({seed: (record.asr or 0.0) >= TAKEN for seed, record in records.items()})
+
+    feature = module("feature", "full")
+    every = {setting: settings.records(setting, feature) for setting in settings.taken()}
+    main = every.get(MAIN, {})
+    if not stays(main).answer:
+        return None
+    places = [Place(place_name(s), attack_name(s), stays(r), _asr(r)) for s, r in every.items() if r]
+    others = {g: settings.records(MAIN, module(g, "full")) for g in ("channel", "cube")}
+    places += [
+        Place(f"{place_name(MAIN)}, BadNets, the other modules", LABELS[g], stays(r), _asr(r))
+        for g, r in others.items()
+        if r
+    ]
+    badnets = {s: stays(r).answer for s, r in every.items() if s[2] == MAIN[2]}
+    kept, lowered = ([place_name(s) for s, answer in badnets.items() if answer is a] for a in (True, False))
+    but = f"; on {_and(lowered)} it lowers the ASR" if lowered else ""
+    return Finding(
+        f"Started from the backdoored network, as the paper describes, Purifier leaves BadNets in place on {_and(kept)}"
+        f"{but}.",
+        f"{place_name(MAIN)}, {SIZE:,} clean images: the feature-wise module leaves an ASR of {_asr(main).text()}; "
+        f"published: {_published('Feature')[1]:.2f}. In place means at least {100 * TAKEN:g}.",
+        stays(main),
+        tuple(places),
+    )
+
+
+Gaps = dict[int, tuple[float, float]]  # how far from the published ACC and ASR, as fractions, by seed
+
+
+def gaps(settings: Settings, init: str, crops: bool) -> Gaps:
+    """How far Purifier's modules lie from the published numbers on MNIST: the mean over the three."""
+    modules = {g: settings.records(MAIN, module(g, init), crops) for g in GRANULARITIES}
+    found = {}
+    for seed in sorted(set.intersection(*(set(records) for records in modules.values()))):
+        away = [_away(records[seed], LABELS[g]) for g, records in modules.items()]
+        found[seed] = (fmean(acc for acc, _ in away), fmean(asr for _, asr in away))
+    return found
+
+
+def _away(record: Record, method: str) -> tuple[float, float]:
+    acc, asr = _published(method)
+    return abs((record.acc or 0.0) - acc / 100), abs((record.asr or 0.0) - asr / 100)
+
+
+def comes_from_fresh_weights(settings: Settings) -> Finding | None:
+    """Purifier from fresh weights lies nearest to the published numbers, of all starts, with crops and without."""
+    every = {(init, crops): gaps(settings, init, crops) for init in INITS for crops in (True, False)}
+    seeds = set.intersection(*(set(each) for each in every.values()))
+    nearest = {seed: min(every, key=lambda reading: sum(every[reading][seed])) for seed in seeds}
+    decision = decide({seed: reading == ("random", False) for seed, reading in nearest.items()})
+    if not decision.answer:
+        return None
+
+    def points(init: str, crops: bool, metric: int) -> str:
+        return estimate({seed: pair[metric] for seed, pair in every[init, crops].items()}).text()
+
+    def near(granularity: str, crops: bool) -> Decision:
+        records = settings.records(MAIN, module(granularity, "random"), crops)
+        return decide({s: max(_away(r, LABELS[granularity])) <= NEAR / 100 for s, r in records.items()})
+
+    by_acc = [
+        fmean(every["full", crops][seed][0] - every["random", crops][seed][0] for seed in seeds)
+        for crops in (True, False)
+    ]
+    alone = "ACC alone hardly does" if max(map(abs, by_acc)) < NEAR / 100 else "so does ACC"
+    words = {True: f"within {NEAR:g} points, with crops", False: f"within {NEAR:g} points, without crops"}
+    return Finding(
+        "Started from fresh weights, as the released script does, Purifier comes near its published numbers, nearest "
+        "without random crops of the clean images.",
+        f"{place_name(MAIN)}: without crops its three modules lie {points('random', False, 0)} points from the "
+        f"published ACC and {points('random', False, 1)} from the ASR. This is the best of {len(every)} readings, "
+        f"three starts with and without crops. With crops, which the release has, it is {points('random', True, 0)} "
+        f"and {points('random', True, 1)}. From the backdoored network it is {points('full', False, 0)} and "
+        f"{points('full', False, 1)} without crops, {points('full', True, 0)} and {points('full', True, 1)} with: ASR "
+        f"tells the starts apart, {alone}.",
+        decision,
+        tuple(Place(words[crops], LABELS[g], near(g, crops)) for crops in words for g in GRANULARITIES),
+    )
+
+
+def repeats_its_head(settings: Settings) -> Finding | None:
+    """The purified network answers what its first head answers, and the head inherits the backdoor or not."""
+
+    def agreement(records: BySeed) -> Estimate:
+        """The lower of the agreements on clean and on triggered images."""
+        both = {s: [r.diagnostics[images]["first_head_agreement"] for images in _IMAGES] for s, r in records.items()}
+        return estimate({seed: min(shares) for seed, shares in both.items()})
+
+    def repeats(records: BySeed) -> Decision:
+        agreed = agreement(records) if records else estimate({})
+        return decide({s: v >= 100 * AGREES for s, v in zip(agreed.seeds, agreed.values, strict=True)})
+
+    def head(records: BySeed) -> str:
+        return estimate({s: r.diagnostics["triggered"]["heads"][0] for s, r in records.items()}).text()
+
+    full, random = (settings.records(MAIN, module("feature", init)) for init in _STARTS)
+    both = [repeats(full), repeats(random)]
+    if not all(decision.answer for decision in both):
+        return None
+    places = []
+    for setting in settings.taken():
+        for column in (module(g, init) for g in GRANULARITIES for init in _STARTS):
+            records = settings.records(setting, column)
+            if records and setting[2] == MAIN[2]:
+                decision = repeats(records)
+                number = None if decision.answer else agreement(records)
+                places.append(Place(place_name(setting), column.label, decision, number))
+    return Finding(
+        "The answer of a purified network is its first head's, and this head inherits the backdoor or does not.",
+        f"{name(MAIN)}: the feature-wise network and its first head give the same answer to {agreement(full).text()} % "
+        f"of the images from the backdoored network, and to {agreement(random).text()} % from fresh weights. The ASR "
+        f"of the head alone is {head(full)} from the first and {head(random)} from the second. The finding holds where "
+        f"they agree on {100 * AGREES:g} % or more, of clean and of triggered images.",
+        Decision(True, min(decision.n for decision in both)),
+        tuple(places),
+    )
+
+
+_IMAGES = ("clean", "triggered")
+
+
+def seeds_differ(settings: Settings) -> Finding | None:
+    """The same defense removes a backdoor with one seed and leaves it with another."""
+    columns = [module(d, "full") if d in GRANULARITIES else Column(d) for d in COMPARED[1:]]
+    every = {c: _asr(records) for c in columns if len(records := settings.records(MAIN, c)) >= DECIDES}
+    wide = {column: value for column, value in every.items() if value.high - value.low >= APART}
+    if not wide:
+        return None
+    widest = max(wide, key=lambda column: wide[column].high - wide[column].low)
+    places = [Place("ASR", c.label, Decision(c in wide, v.n), v if c in wide else None) for c, v in every.items()]
+    return Finding(
+        "With another seed the same defense can have another outcome.",
+        f"{name(MAIN)}, {SIZE:,} clean images: {widest.label} leaves an ASR of {wide[widest].text()}. The finding "
+        f"holds for a defense if two of its seeds lie {APART:g} points or more apart.",
+        Decision(True, wide[widest].n),
+        tuple(places),
+    )
+
+
+def removes(settings: Settings, setting: Setting, column: Column) -> Decision:
+    """Whether a defense removes a backdoor without loss of accuracy, in every seed with an undefended partner."""
+    before, after = settings.records(setting, Column("none")), settings.records(setting, column)
+    both = before.keys() & after.keys()
+    lost = {seed: 100 * ((before[seed].acc or 0.0) - (after[seed].acc or 0.0)) for seed in both}
+    return decide({seed: 100 * (after[seed].asr or 0.0) <= REMOVED and lost[seed] <= COST for seed in both})
+
+
+def none_removes_all(settings: Settings) -> Finding | None:
+    """No defense removes every backdoor that took."""
+    defenses = [module(d, "full") if d in GRANULARITIES else Column(d) for d in (*COMPARED[1:], *BOUNDS)]
+    rows = [setting for setting in settings.taken() if setting[1] == MAIN[1]]
+    every = {c: {row: removes(settings, row, c) for row in rows if settings.records(row, c)} for c in defenses}
+    removed = {c: [row for row, decision in each.items() if decision.answer] for c, each in every.items()}
+    left = {c: [row for row, decision in each.items() if decision.answer is False] for c, each in every.items()}
+    if not all(left.values()):
+        return None
+    best = max(defenses, key=lambda column: len(removed[column]))
+    places = [
+        Place(f"{LABELS[column.defense]} does not remove", name(row), Decision(True, every[column][row].n))
+        for column, rows in left.items()
+        for row in rows
+    ]
+    return Finding(
+        "No defense here removes every backdoor.",
+        f"To remove means: an ASR of at most {REMOVED:g}, and an ACC at most {COST:g} points lower. "
+        f"{LABELS[best.defense]} removes most, {len(removed[best])} of {len(removed[best]) + len(left[best])} that "
+        f"the seeds decide; not {_and(name(row) for row in left[best])}.",
+        Decision(True, min(every[c][rows[0]].n for c, rows in left.items())),
+        tuple(places),
+    )
+
+
+def findings(store: Store | None = None) -> list[Finding]:
+    """What the records decide, at most five."""
+    settings = Settings(store)
+    asked: tuple[Callable[[Settings], Finding | None], ...] = (
+        keeps_the_backdoor,
+        comes_from_fresh_weights,
+        repeats_its_head,
+        seeds_differ,
+        none_removes_all,
+    )
+    return [found for ask in asked if (found := ask(settings))]
+
+
+def markdown(store: Store | None = None) -> str:
+    """The findings as a numbered list, and the profile of their records."""
+    profile = Settings(store).profile
+    items = [finding.markdown() for finding in findings(store)] or ["Nothing is decided yet."]
+    note = "ACC and ASR are in percent: the mean over seeds, and in brackets the lowest to the highest."
+    return "\n".join([*items, "", f"All at profile *{profile}*. {note}"])

@@ -1,0 +1,73 @@
+"""The records of every attack on every dataset at one clean size: what the findings ask."""
+
+from collections.abc import Iterable
+
+from purifier_core.config import ATTACKS, GRANULARITIES
+from purifier_core.experiments.grids import Column, module
+from purifier_core.experiments.supplement import share
+from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
+from purifier_core.pages.report import TITLES
+from purifier_core.pages.statistics import DECIDES, took
+from purifier_core.profiles import PROFILES
+from purifier_core.records import Record, Store, current
+
+SIZE = 3000
+"""Clean images on the scale of MNIST's 60,000; another dataset gives the same share."""
+
+NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
+Setting = tuple[str, str, str]  # dataset, network, attack
+BySeed = dict[int, Record]
+MAIN: Setting = ("mnist", "vgg16", "badnets")
+
+
+class Settings:
+    """The records of every attack on every dataset with 5 % of clean images and 10 % of poison, at one profile.
+
+    The profile is the largest at which Purifier has enough seeds to decide something on MNIST.
+    """
+
+    def __init__(self, store: Store | None = None) -> None:
+        done = list(current((store or Store()).all())[0].values())
+        for profile in [name for name in reversed(PROFILES) if name != "quick"]:
+            here = [record for record in done if record.cell.profile == profile]
+            self.profile, self.every, self.uncropped = profile, _sorted_in(here), _sorted_in(here, crops=False)
+            if len(self.records(MAIN, module("feature", "full"))) >= DECIDES:
+                break
+
+    def records(self, setting: Setting, column: Column, crops: bool = True) -> BySeed:
+        """The records of a defense by seed, with random crops of the clean images or without."""
+        return (self.every if crops else self.uncropped).get(setting, {}).get(column, {})
+
+    def taken(self) -> list[Setting]:
+        """The settings in which the backdoor of the undefended network took in every seed."""
+        undefended = {setting: list(self.records(setting, Column("none")).values()) for setting in self.every}
+        return [setting for setting, records in undefended.items() if took(records)]
+
+
+def _sorted_in(records: Iterable[Record], crops: bool = True) -> dict[Setting, dict[Column, BySeed]]:
+    """The records of a usual clean size and poison ratio, with random crops of the clean images or without."""
+    found: dict[Setting, dict[Column, BySeed]] = {}
+    for record in sorted(records, key=lambda r: (list(TITLES).index(r.cell.dataset), r.cell.network != "vgg16")):
+        cell, switches = record.cell, dict(record.cell.switches)
+        init = switches.pop("init", "full")
+        usual = switches == ({} if crops else {"defence_aug": "off"}) and cell.poison_ratio == 0.1
+        if usual and cell.attack in ATTACKS and cell.clean_size in (0, share(SIZE, cell.dataset)):
+            column = module(cell.defense, init) if cell.defense in GRANULARITIES else Column(cell.defense)
+            setting = (cell.dataset, cell.network, cell.attack)
+            found.setdefault(setting, {}).setdefault(column, {})[cell.seed] = record
+    return found
+
+
+def attack_name(setting: Setting) -> str:
+    """The attack of a setting, in short."""
+    return ATTACK_LABELS[setting[2]].partition(" (")[0]
+
+
+def place_name(setting: Setting) -> str:
+    """The dataset and network of a setting."""
+    return f"{TITLES[setting[0]]} ({NETWORKS[setting[1]]})"
+
+
+def name(setting: Setting) -> str:
+    """A setting in words."""
+    return f"{attack_name(setting)} on {place_name(setting)}"

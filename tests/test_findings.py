@@ -1,0 +1,108 @@
+"""The landing page's findings: at most five, each decided by seeds, each with where it holds and where not."""
+
+import pytest
+
+from purifier_core.config import GRANULARITIES, INITS, LABELS, Cell
+from purifier_core.pages import findings
+from purifier_core.records import ROOT, Record, Store, published
+
+SEEDS = (0, 1, 2)
+STATED = published("table3").query("clean_size == 3000").set_index("method")
+AGREEING = {images: {"first_head_agreement": 1.0, "heads": [0.5]} for images in ("clean", "triggered")}
+
+
+def save(store: Store, defense: str, seed: int, acc: float, asr: float, dataset="mnist", **switches: str) -> None:
+    network = switches.pop("network", "vgg16")
+    size = {"none": 0, "abl": 0}.get(defense, {"mnist": 3000, "cifar10": 2500, "gtsrb": 1960}[dataset])
+    cell = Cell(dataset, network, "badnets", 0.1, defense, size, seed, "small", tuple(switches.items()))
+    data = {"fingerprint": "0" * 16, "copy": "c"}
+    store.save(Record(cell, cell.key(), data, acc, asr, 10_000, 9_108, {"seconds": 1.0}, AGREEING))
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """The published numbers from fresh weights without crops; a backdoor that stays from the backdoored network."""
+    store = Store(tmp_path)
+    for seed in SEEDS:
+        save(store, "none", seed, 0.99, 1.0)
+        for g in GRANULARITIES:
+            acc, asr = (STATED.loc[LABELS[g], f"{metric}_percent"] / 100 for metric in ("acc", "asr"))
+            for init in INITS:
+                save(store, g, seed, *((acc, asr) if init == "random" else (0.99, 1.0)), init=init, defence_aug="off")
+                save(store, g, seed, *((acc - 0.05, asr) if init == "random" else (0.99, 1.0)), init=init)
+        save(store, "nad", seed, 0.98, (1.0, 0.05, 0.9)[seed])
+        save(store, "mcr", seed, 0.98, 1.0)
+    return store
+
+
+def sentences(store: Store) -> list[str]:
+    return [found.says for found in findings.findings(store)]
+
+
+def test_what_the_records_decide_is_said_with_number_seeds_and_place(store):
+    text = findings.markdown(store)
+    assert "Purifier leaves BadNets in place on MNIST (VGG-16)." in text
+    assert "leaves an ASR of 100.0 (100.0 to 100.0); published: 0.28" in text
+    assert "without crops its three modules lie 0.0 (0.0 to 0.0) points from the published ACC" in text
+    assert "With crops, which the release has, it is 5.0 (5.0 to 5.0)" in text
+    assert "NAD leaves an ASR of 65.0 (5.0 to 100.0)" in text
+    assert text.count("(3 seeds, 75 %.)") == len(sentences(store)) == 4
+
+
+def test_one_seed_finds_nothing(store):
+    for path in store.folder.rglob("*-s[12]-*.json"):
+        path.unlink()
+    assert sentences(store) == []
+    assert findings.markdown(store).startswith("Nothing is decided yet.")
+
+
+def test_the_headline_says_where_the_finding_does_not_hold(store):
+    for seed in SEEDS:
+        for defense, asr in (("none", 1.0), ("feature", 0.2)):
+            save(store, defense, seed, 0.7, asr, "cifar10", network="resnet18")
+    assert sentences(store)[0].endswith("on MNIST (VGG-16); on CIFAR-10 (ResNet-18) it lowers the ASR.")
+    assert "*Does not hold*: CIFAR-10 (ResNet-18): BadNets 20.0 (20.0 to 20.0)" in findings.markdown(store)
+
+
+def test_one_run_somewhere_else_is_not_decided_there(store):
+    save(store, "none", 0, 0.9, 1.0, "gtsrb")
+    save(store, "feature", 0, 0.9, 0.0, "gtsrb")
+    assert "GTSRB" not in sentences(store)[0]
+    assert "*Not decided*: GTSRB (VGG-16): BadNets 0.0 (one run)." in findings.markdown(store)
+
+
+def test_a_backdoor_that_did_not_take_is_no_place(store):
+    for seed in SEEDS:
+        save(store, "none", seed, 0.9, 0.89 if seed == 1 else 1.0, "cifar10")
+        save(store, "feature", seed, 0.9, 0.0, "cifar10")
+    assert "CIFAR-10" not in findings.markdown(store)
+
+
+def test_a_finding_that_new_records_turn_disappears(store):
+    for seed in SEEDS:
+        save(store, "feature", seed, 0.99, 0.0)
+    assert not any("leaves BadNets in place" in says for says in sentences(store))
+
+
+def test_no_defense_removes_every_backdoor_once_each_has_failed(store):
+    others = ("finetuning", "fine_pruning", "abl", "anp", "bound_channel", "bound_cube", "bound_feature")
+    for seed in SEEDS:
+        save(store, "nad", seed, 0.98, 1.0)
+        for defense in others[:-1]:
+            save(store, defense, seed, 0.98, 1.0)
+        save(store, "bound_feature", seed, 0.98, 0.0)
+    assert "No defense here removes every backdoor." not in sentences(store)
+    for seed in SEEDS:
+        save(store, "none", seed, 0.7, 1.0, "cifar10")
+        save(store, "bound_feature", seed, 0.7, 0.3, "cifar10")
+    assert "No defense here removes every backdoor." in sentences(store)
+    assert "Bound-Feature removes most, 1 of 2 that the seeds decide; not BadNets on CIFAR-10" in findings.markdown(
+        store
+    )
+    assert len(sentences(store)) <= 5
+
+
+def test_the_committed_records_decide_at_most_five():
+    found = findings.findings(Store(ROOT / "data"))
+    assert 1 <= len(found) <= 5
+    assert all(finding.decision.n >= 3 for finding in found)
