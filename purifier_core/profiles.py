@@ -107,7 +107,7 @@ PROFILES = {
         ),
         Profile(
             "small",
-            "hours on a CPU: full data, width 1/8, half the defense epochs",
+            "hours on a CPU: the real datasets, width 1/8, shorter schedules",
             "full",
             1 / 8,
             backdoor=Recipe(6, 0.1, (4,)),

@@ -200,7 +200,8 @@ def reading(results: Results) -> list[str]:
             f"classes lie {between} apart in the median."
         )
     if results.experiment.name == "figure10":
-        return [*lines, f"The anomaly is seen: {seen(results).text('yes', 'no')}."]
+        threshold = f"at least {100 * EXCESS:g} % above every class, a threshold of ours"
+        return [*lines, f"The anomaly is seen ({threshold}): {seen(results).text('yes', 'no')}."]
     inits = [dict(column.switches)["init"] for column in found if column.switches]
     return lines + [
         f"The module suppresses the anomaly, init={init}: {suppressed(results, init).text('yes', 'no')}."

@@ -4,18 +4,19 @@ The rules are in `RULES`, in words, and are shown beside what they decide.
 """
 
 import platform
+import re
 from collections import Counter
 from importlib import metadata
 
 import pandas as pd
 
-from purifier_core.config import LABELS
+from purifier_core.config import LABELS, PAPER_TRAIN_SIZE
 from purifier_core.experiments import EXPERIMENTS
 from purifier_core.experiments.grids import Column
 from purifier_core.experiments.supplement import SUPPLEMENT
 from purifier_core.pages import anomaly, bars
 from purifier_core.pages.report import TITLES
-from purifier_core.pages.seeds import RULE, Decision, Run, ask, numbers_by_run, published_run
+from purifier_core.pages.seeds import Decision, Run, ask, numbers_by_run, published_run
 from purifier_core.pages.statistics import TAKEN, estimate
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store, current
@@ -24,7 +25,7 @@ from purifier_core.runner import Results, look_up, widened
 NEAR = 2.0
 
 RULES = f"""\
-- {RULE}
+- A rule is put to each seed by itself; [below](labels) stands what decides it.
 - **Tables 3 and 4.** A method is *near* if its ACC and its ASR lie within {NEAR:g} percentage points of the published
   ones in every row. Methods are counted, not rows: apart for the undefended network, the *compared* defenses, and
   Purifier under each `init`. *Reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at
@@ -122,6 +123,30 @@ def origins(store: Store | None = None) -> pd.DataFrame:
     if every:
         found.index = pd.MultiIndex.from_tuples(sorted(every), names=["", "as recorded"])
     return found
+
+
+ORIGINAL_TEST_SIZE = {"mnist": 10_000, "cifar10": 10_000, "gtsrb": 12_630}
+"""Test images of each original dataset."""
+
+
+def copies(store: Store | None = None) -> str:
+    """A sentence for each data copy of the records: whether it is whole, and what of it is missing."""
+    records = [r for r in (store or Store()).all() if not (r.failed or r.stale) and r.cell.profile != "quick"]
+    lines = []
+    for dataset, copy in dict.fromkeys((r.cell.dataset, r.data["copy"]) for r in records):
+        counted = re.match(r"\S+, ([\d,]+) \+ ([\d,]+) images", copy)
+        if counted is None:
+            continue
+        there = [int(number.replace(",", "")) for number in counted.groups()]
+        whole = [PAPER_TRAIN_SIZE[dataset], ORIGINAL_TEST_SIZE[dataset]]
+        if there == whole:
+            lines.append(f"{TITLES[dataset]} is whole: {there[0]:,} training and {there[1]:,} test images.")
+        else:
+            lines.append(
+                f"{TITLES[dataset]} is not: the copy has {there[0]:,} of {whole[0]:,} training and {there[1]:,} of "
+                f"{whole[1]:,} test images. Poison ratios and clean sizes are shares of these."
+            )
+    return " ".join(sorted(lines, key=lambda line: " is not: " in line))
 
 
 def versions() -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Every seed by itself: the runs behind a table, and the one rule by which they decide a claim or a verdict.
 
-The published numbers are one run. So a rule is a question to one run, and is put to the published numbers and to each
-of our seeds alike.
+The published numbers are one run. So a rule is a question to one run, and is put to the published numbers and to each of
+our seeds alike. `STATISTICS` says so in words, for the landing page.
 """
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -11,13 +11,30 @@ from typing import Any
 from purifier_core.config import LABELS
 from purifier_core.experiments.grids import Column
 from purifier_core.pages.report import grouped, paper_values
-from purifier_core.pages.statistics import DECIDES, decided, estimate
+from purifier_core.pages.statistics import DECIDES, TAKEN, decided, estimate
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
-RULE = f"""\
-A seed is put to a rule by itself, as the published numbers are. A question is decided if at least {DECIDES} seeds
-answer it, all in the same way. A seed that lacks one of the records that a rule asks for does not count."""
+
+def _covers(n: int) -> str:
+    """The probability that the range of n runs covers the median of all, in percent."""
+    return f"{100 * estimate(dict.fromkeys(range(n), 0.0)).confidence:.3g} %"
+
+
+STATISTICS = f"""\
+**Seeds.** One seed fixes the poisoned images, the clean images and the training. A number over seeds is their mean; in
+brackets stand the lowest and the highest. This range is no interval from the normal distribution. ASR over seeds often
+has two humps, since a backdoor stays or goes, and such an interval would leave 0 to 100. The range holds for every
+distribution: that of *n* runs covers the median of all runs with probability 1 - 2^(1 - *n*). This is
+{_covers(DECIDES)} for {DECIDES} seeds, {_covers(5)} for 5 and {_covers(10)} for 10. It is printed beside every verdict.
+
+**Differences** are taken seed by seed. A seed without a partner does not enter.
+
+**Decisions.** A rule is put to each seed by itself, and to the published numbers, which count as one run. It is decided
+if at least {DECIDES} seeds answer, all in the same way. Else the page says "not decided", and why. One seed is "one run":
+it decides nothing, and is drawn hollow.
+
+**Took.** A backdoor took if the undefended network has an ASR of at least {100 * TAKEN:g} % in every seed."""
 
 Place = tuple[Any, Column]
 Pair = tuple[float, float]  # ACC and ASR in percent
@@ -35,8 +52,7 @@ class Decision:
     @property
     def basis(self) -> str:
         """The seeds, and the probability that the range of so many runs covers the median of all."""
-        confidence = estimate(dict.fromkeys(range(self.n), 0.0)).confidence
-        return f"{self.n} seeds, {100 * confidence:.3g} %"
+        return f"{self.n} seeds, {_covers(self.n)}"
 
     def text(self, yes: str = "holds", no: str = "does not hold") -> str:
         """The answer in words, with what it rests on."""

@@ -1,13 +1,15 @@
-"""The records of every attack on every dataset at one clean size: what the findings ask."""
+"""The records of every attack on every dataset at one clean size: what the findings ask, and what repairs leave."""
 
 from collections.abc import Iterable
+
+import pandas as pd
 
 from purifier_core.config import ATTACKS, GRANULARITIES
 from purifier_core.experiments.grids import Column, module
 from purifier_core.experiments.supplement import share
 from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
 from purifier_core.pages.report import TITLES
-from purifier_core.pages.statistics import DECIDES, took
+from purifier_core.pages.statistics import DECIDES, measured, took
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store, current
 
@@ -71,3 +73,21 @@ def place_name(setting: Setting) -> str:
 def name(setting: Setting) -> str:
     """A setting in words."""
     return f"{attack_name(setting)} on {place_name(setting)}"
+
+
+def repairs(store: Store | None = None) -> pd.DataFrame:
+    """What the two repairs that the package offers leave of BadNets, as text: ASR in percent by network."""
+    settings = Settings(store)
+    columns = {
+        "undefended": Column("none"),
+        "bound": Column("bound_feature"),
+        "purify": module("feature", "full"),
+        "purify, init=random": module("feature", "random"),
+    }
+    lines = {}
+    for setting in (s for s in settings.every if s[2] == MAIN[2]):
+        found = {head: settings.records(setting, column) for head, column in columns.items()}
+        lines[place_name(setting)] = {
+            head: measured(r.values(), "asr").text() if r else "missing" for head, r in found.items()
+        }
+    return pd.DataFrame.from_dict(lines, orient="index", columns=list(columns)).rename_axis("ASR, %")
