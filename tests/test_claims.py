@@ -122,6 +122,7 @@ def test_a_lead_in_some_seeds_decides_nothing(store):
         for g in ("channel", "cube", "feature"):
             save(store, purifier(g, seed=1, poison_ratio=ratio), 0.9, 0.9)
     assert verdict(store, "best overall") == "not decided: the seeds disagree"
+    assert line(store, "best overall").ours.startswith("full: ahead by -")
 
 
 def test_equal_rows_by_construction_are_called_so(store):

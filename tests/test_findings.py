@@ -3,7 +3,7 @@
 import pytest
 
 from purifier_core.config import GRANULARITIES, INITS, LABELS, Cell
-from purifier_core.pages import findings
+from purifier_core.pages import findings, settings
 from purifier_core.records import ROOT, Record, Store, published
 
 SEEDS = (0, 1, 2)
@@ -42,9 +42,9 @@ def sentences(store: Store) -> list[str]:
 def test_what_the_records_decide_is_said_with_number_seeds_and_place(store):
     text = findings.markdown(store)
     assert "Purifier leaves BadNets in place on MNIST (VGG-16)." in text
-    assert "leaves an ASR of 100.0 (100.0 to 100.0); published: 0.28" in text
-    assert "without crops its three modules lie 0.0 (0.0 to 0.0) points from the published ACC" in text
-    assert "With crops, which the release has, it is 5.0 (5.0 to 5.0)" in text
+    assert "leaves an ASR of 100.0 in every seed; published: 0.28" in text
+    assert "0.0 (0.0 to 0.0) and 0.0 (0.0 to 0.0) from fresh weights without crops, the best of 6 readings" in text
+    assert "5.0 (5.0 to 5.0) and 0.0 (0.0 to 0.0) with crops, which the release has" in text
     assert "NAD leaves an ASR of 65.0 (5.0 to 100.0)" in text
     assert text.count("(3 seeds, 75 %.)") == len(sentences(store)) == 4
 
@@ -61,7 +61,7 @@ def test_the_headline_says_where_the_finding_does_not_hold(store):
         for defense, asr in (("none", 1.0), ("feature", 0.2)):
             save(store, defense, seed, 0.7, asr, "cifar10", network="resnet18")
     assert sentences(store)[0].endswith("on MNIST (VGG-16); on CIFAR-10 (ResNet-18) it lowers the ASR.")
-    assert "*Does not hold*: CIFAR-10 (ResNet-18): BadNets 20.0 (20.0 to 20.0)" in findings.markdown(store)
+    assert "*Does not hold*: CIFAR-10 (ResNet-18): BadNets 20.0 in every seed" in findings.markdown(store)
 
 
 def test_one_run_somewhere_else_is_not_decided_there(store):
@@ -100,6 +100,12 @@ def test_no_defense_removes_every_backdoor_once_each_has_failed(store):
         store
     )
     assert len(sentences(store)) <= 5
+
+
+def test_what_the_repairs_leave_is_a_line_for_each_network(store):
+    save(store, "bound_feature", 0, 0.98, 0.133)
+    line = settings.repairs(store).loc["MNIST (VGG-16)"]
+    assert list(line) == ["100.0 (100.0 to 100.0)", "13.3 (one run)", "100.0 (100.0 to 100.0)", line.iloc[-1]]
 
 
 def test_the_committed_records_decide_at_most_five():

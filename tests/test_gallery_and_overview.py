@@ -1,6 +1,7 @@
 """The attacks' page and the landing table, by hand, and the verdicts that change with the records."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def test_what_has_no_record_is_missing(store):
     assert list(table.index) == ["Table 3", "Table 4", "Figure 10", "Figure 11", "Figure 12", "Figure 13"]
     assert set(table.ours) == {"missing"}
     assert set(table.verdict) == {"–"}
+
+
+def test_a_data_copy_that_is_not_whole_is_said_to_be_so(store):
+    for dataset, copy in (
+        ("mnist", "MNIST, 60,000 + 10,000 images (c)"),
+        ("gtsrb", "GTSRB, 25,087 + 7,949 images (c)"),
+    ):
+        cell = Cell(dataset, profile="small")
+        store.save(replace(record(cell, 0.9, 1.0), data=DATA | {"copy": copy}))
+    assert overview.copies(store) == (
+        "MNIST is whole: 60,000 training and 10,000 test images. "
+        "GTSRB is not: the copy has 25,087 of 39,209 training and 7,949 of 12,630 test images. Poison ratios and clean sizes are shares of these."
+    )
 
 
 def test_progress_and_cost_count_every_cell_once(store):

@@ -70,7 +70,7 @@ def _listed(places: Iterable[Place]) -> str:
         elif place.number.n == 1:
             single.append(f"{place.label} {place.number.mean:.1f}")
         else:
-            several.append(f"{place.label} {place.number.text()}")
+            several.append(f"{place.label} {_text(place.number)}")
     runs = [f"{', '.join(single)} ({'one run' if len(single) == 1 else 'one run each'})"] if single else []
     return ", ".join(several + runs)
 
@@ -79,6 +79,12 @@ def _and(names: Iterable[str]) -> str:
     """Names as a list in a sentence."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def _text(number: Estimate) -> str:
+    """Mean and range; where every seed rounds to the same, that number once."""
+    same = number.n > 1 and f"{number.low:.1f}" == f"{number.high:.1f}"
+    return f"{number.mean:.1f} in every seed" if same else number.text()
 
 
 def _asr(records: BySeed) -> Estimate:
@@ -115,7 +121,7 @@ def keeps_the_backdoor(settings: Settings) -> Finding | None:
     return Finding(
         f"Started from the backdoored network, as the paper describes, Purifier leaves BadNets in place on {_and(kept)}"
         f"{but}.",
-        f"{place_name(MAIN)}, {SIZE:,} clean images: the feature-wise module leaves an ASR of {_asr(main).text()}; "
+        f"{place_name(MAIN)}, {SIZE:,} clean images: the feature-wise module leaves an ASR of {_text(_asr(main))}; "
         f"published: {_published('Feature')[1]:.2f}. In place means at least {100 * TAKEN:g}.",
         stays(main),
         tuple(places),
@@ -149,8 +155,9 @@ def comes_from_fresh_weights(settings: Settings) -> Finding | None:
     if not decision.answer:
         return None
 
-    def points(init: str, crops: bool, metric: int) -> str:
-        return estimate({seed: pair[metric] for seed, pair in every[init, crops].items()}).text()
+    def points(init: str, crops: bool) -> str:
+        acc, asr = ({seed: pair[i] for seed, pair in every[init, crops].items()} for i in (0, 1))
+        return f"{estimate(acc).text()} and {estimate(asr).text()}"
 
     def near(granularity: str, crops: bool) -> Decision:
         records = settings.records(MAIN, module(granularity, "random"), crops)
@@ -165,12 +172,10 @@ def comes_from_fresh_weights(settings: Settings) -> Finding | None:
     return Finding(
         "Started from fresh weights, as the released script does, Purifier comes near its published numbers, nearest "
         "without random crops of the clean images.",
-        f"{place_name(MAIN)}: without crops its three modules lie {points('random', False, 0)} points from the "
-        f"published ACC and {points('random', False, 1)} from the ASR. This is the best of {len(every)} readings, "
-        f"three starts with and without crops. With crops, which the release has, it is {points('random', True, 0)} "
-        f"and {points('random', True, 1)}. From the backdoored network it is {points('full', False, 0)} and "
-        f"{points('full', False, 1)} without crops, {points('full', True, 0)} and {points('full', True, 1)} with: ASR "
-        f"tells the starts apart, {alone}.",
+        f"{place_name(MAIN)}, mean distance of the three modules from the published ACC and ASR, in points: "
+        f"{points('random', False)} from fresh weights without crops, the best of {len(every)} readings; "
+        f"{points('random', True)} with crops, which the release has; {points('full', False)} from the backdoored "
+        f"network without crops; {points('full', True)} with. ASR tells the starts apart, {alone}.",
         decision,
         tuple(Place(words[crops], LABELS[g], near(g, crops)) for crops in words for g in GRANULARITIES),
     )
@@ -189,26 +194,28 @@ def repeats_its_head(settings: Settings) -> Finding | None:
         return decide({s: v >= 100 * AGREES for s, v in zip(agreed.seeds, agreed.values, strict=True)})
 
     def head(records: BySeed) -> str:
-        return estimate({s: r.diagnostics["triggered"]["heads"][0] for s, r in records.items()}).text()
+        return _text(estimate({s: r.diagnostics["triggered"]["heads"][0] for s, r in records.items()}))
 
     full, random = (settings.records(MAIN, module("feature", init)) for init in _STARTS)
     both = [repeats(full), repeats(random)]
     if not all(decision.answer for decision in both):
         return None
     places = []
-    for setting in settings.taken():
-        for column in (module(g, init) for g in GRANULARITIES for init in _STARTS):
-            records = settings.records(setting, column)
-            if records and setting[2] == MAIN[2]:
-                decision = repeats(records)
-                number = None if decision.answer else agreement(records)
-                places.append(Place(place_name(setting), column.label, decision, number))
+    for setting in (setting for setting in settings.taken() if setting[2] == MAIN[2]):
+        columns = [module(g, init) for g in GRANULARITIES for init in _STARTS]
+        there = {c.label: records for c in columns if (records := settings.records(setting, c))}
+        decisions = {label: repeats(records) for label, records in there.items()}
+        rest = [label for label, decision in decisions.items() if not decision.answer]
+        if len(rest) < len(there) == len(columns):
+            most = f"every module from both starts{f', but for {_and(rest)}' if rest else ''}"
+            places.append(Place(place_name(setting), most, Decision(True, min(d.n for d in decisions.values()))))
+        places += [Place(place_name(setting), label, decisions[label], agreement(there[label])) for label in rest]
     return Finding(
         "The answer of a purified network is its first head's, and this head inherits the backdoor or does not.",
-        f"{name(MAIN)}: the feature-wise network and its first head give the same answer to {agreement(full).text()} % "
-        f"of the images from the backdoored network, and to {agreement(random).text()} % from fresh weights. The ASR "
-        f"of the head alone is {head(full)} from the first and {head(random)} from the second. The finding holds where "
-        f"they agree on {100 * AGREES:g} % or more, of clean and of triggered images.",
+        f"{name(MAIN)}, feature-wise module, images in percent on which the network and its first head agree: "
+        f"{_text(agreement(full))} from the backdoored network, {_text(agreement(random))} from fresh weights. The ASR "
+        f"of the head alone: {head(full)} and {head(random)}. The finding holds where they agree on {100 * AGREES:g} % "
+        "or more, of clean and of triggered images.",
         Decision(True, min(decision.n for decision in both)),
         tuple(places),
     )

@@ -1,7 +1,7 @@
 """Every seed by itself: the runs behind a table, and the one rule by which they decide a claim or a verdict.
 
-The published numbers are one run. So a rule is a question to one run, and is put to the published numbers and to each of
-our seeds alike. `STATISTICS` says so in words, for the landing page.
+The published numbers are one run. So a rule is a question to one run, and is put to the published numbers and to each
+of our seeds alike. `STATISTICS` says so in words, for the landing page.
 """
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -30,9 +30,9 @@ distribution: that of *n* runs covers the median of all runs with probability 1 
 
 **Differences** are taken seed by seed. A seed without a partner does not enter.
 
-**Decisions.** A rule is put to each seed by itself, and to the published numbers, which count as one run. It is decided
-if at least {DECIDES} seeds answer, all in the same way. Else the page says "not decided", and why. One seed is "one run":
-it decides nothing, and is drawn hollow.
+**Decisions.** A rule is put to each seed by itself, and to the published numbers, which count as one run. It is
+decided if at least {DECIDES} seeds answer, all in the same way. Else the page says "not decided", and why. One seed is
+"one run": it decides nothing, and is drawn hollow.
 
 **Took.** A backdoor took if the undefended network has an ASR of at least {100 * TAKEN:g} % in every seed."""
 
@@ -109,9 +109,9 @@ def in_words(asked: Mapping[str, Decision]) -> str:
 
 
 def for_each_start(asked: Mapping[str, Mapping[str, Decision]]) -> str:
-    """`in_words` for each `init` that has a record."""
+    """`in_words` for each `init` that has a record, a line each, as HTML."""
     there = {init: each for init, each in asked.items() if any(decision.n for decision in each.values())}
-    return " | ".join(f"{init}: {in_words(each)}" for init, each in there.items())
+    return "<br>".join(f"{init}: {in_words(each)}" for init, each in there.items())
 
 
 @dataclass(frozen=True)

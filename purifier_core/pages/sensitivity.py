@@ -1,6 +1,6 @@
 """The sensitivity study (supplement A.3): rules on Tables 3 and 4, put to the published numbers and to each seed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from purifier_core.config import GRANULARITIES, INITS, LABELS
 from purifier_core.experiments.grids import Column, module
@@ -12,11 +12,13 @@ from purifier_core.pages.seeds import (
     all_of,
     ask,
     by_start,
+    decide,
     for_each_start,
     in_words,
     numbers_by_run,
     published_run,
 )
+from purifier_core.pages.statistics import estimate
 from purifier_core.runner import Results
 
 BASELINES = ("finetuning", "fine_pruning", "mcr", "nad", "anp")
@@ -109,11 +111,8 @@ def lead(results: Results) -> Judgement:
     rows = results.experiment.rows(results.profile)
     rivals = [Column(name) for name in (*BASELINES, "abl")]
 
-    def leads(columns: list[Column]) -> Callable[[Values], bool]:
-        def rule(values: Values) -> bool:
-            return max(_score(values, c) for c in columns) > max(_score(values, c) for c in rivals)
-
-        return rule
+    def margin(values: Values, columns: list[Column]) -> float:
+        return max(_score(values, c) for c in columns) - max(_score(values, c) for c in rivals)
 
     def leader(values: Values, columns: list[Column]) -> str:
         best = max(columns, key=lambda c: _score(values, c))
@@ -122,12 +121,13 @@ def lead(results: Results) -> Judgement:
     answers, told = {}, []
     for init in INITS:
         modules = [module(g, init) for g in GRANULARITIES]
-        places = [(row, column) for row in rows for column in (*modules, *rivals)]
-        answers[init] = ask(every, places, leads(modules))
-        whole = [run for run in every.values() if set(places) <= run.keys()]
-        shown = ", ".join(f"{leader(run, modules)} against {leader(run, rivals)}" for run in whole)
-        told += [f"{init}: {shown}"] if shown else []
+        places = {(row, column) for row in rows for column in (*modules, *rivals)}
+        ahead = [margin(run, modules) for run in every.values() if places <= run.keys()]
+        answers[init] = decide({i: points > 0 for i, points in enumerate(ahead)})
+        if ahead:
+            lead = estimate({i: points / 100 for i, points in enumerate(ahead)})
+            told.append(f"{init}: ahead by {lead.text(sign='+')} points")
     modules = [module(g, "full") for g in GRANULARITIES]
     stating = f"{leader(stated, modules)} against {leader(stated, rivals)}"
-    failing = [] if leads(modules)(stated) else ["Purifier"]
-    return Judgement(stating, " | ".join(told), by_start(answers), failing)
+    failing = [] if margin(stated, modules) > 0 else ["Purifier"]
+    return Judgement(stating, "<br>".join(told), by_start(answers), failing)

@@ -86,8 +86,7 @@ def repairs(store: Store | None = None) -> pd.DataFrame:
     }
     lines = {}
     for setting in (s for s in settings.every if s[2] == MAIN[2]):
-        found = {head: settings.records(setting, column) for head, column in columns.items()}
-        lines[place_name(setting)] = {
-            head: measured(r.values(), "asr").text() if r else "missing" for head, r in found.items()
-        }
+        found = {head: settings.records(setting, column).values() for head, column in columns.items()}
+        shown = {head: measured(records, "asr").text() if records else "missing" for head, records in found.items()}
+        lines[place_name(setting)] = shown
     return pd.DataFrame.from_dict(lines, orient="index", columns=list(columns)).rename_axis("ASR, %")
