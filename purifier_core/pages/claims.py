@@ -155,16 +155,16 @@ CLAIMS = (
 
 
 def table(evidence: Evidence) -> pd.DataFrame:
-    """A line for each claim: what it says, the rule, what the published numbers and ours give, the verdict."""
+    """A line for each claim: what it says, the verdict, what ours and the published numbers give, and the rule."""
     lines = {}
     for claim in CLAIMS:
         found = claim.judge(evidence)
         own = f" The published numbers do not pass it: {', '.join(found.failing)}." if found.failing else ""
         lines[claim.where, claim.says] = {
-            "rule": claim.rule + own,
-            "published": found.published,
-            "ours": found.ours or "missing",
             "verdict": found.verdict,
+            "ours": found.ours or "missing",
+            "published": found.published,
+            "rule": claim.rule + own,
         }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["where", "claim"])
