@@ -25,7 +25,7 @@ from purifier_core.runner import Results, look_up, widened
 NEAR = 2.0
 
 RULES = f"""\
-- A rule is put to each seed by itself; [below](labels) stands what decides it.
+- A rule is put to each seed by itself. "How numbers are labelled", below, says what decides it.
 - **Tables 3 and 4.** A method is *near* if its ACC and its ASR lie within {NEAR:g} percentage points of the published
   ones in every row. Methods are counted, not rows: apart for the undefended network, the *compared* defenses, and
   Purifier under each `init`. *Reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at
