@@ -93,4 +93,5 @@ def defend(
             **common,
         )
     steps = profile.anp_steps if cell.switch("anp_steps") == "profile" else int(cell.switch("anp_steps"))
-    return anp(model, images, labels, recipe=replace(profile.anp, bf16=finetune.bf16), steps=steps, **common)
+    masks = replace(profile.anp_masks(cell.dataset), bf16=finetune.bf16)
+    return anp(model, images, labels, recipe=masks, steps=steps, **common)

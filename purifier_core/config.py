@@ -211,12 +211,12 @@ class Cell:
             found["purifier"] = [_plain(r) for r in self.purifier_stages()]
         elif self.defense == "abl":
             found["abl"] = [_plain(r) for r in profile.abl]
+        elif self.defense == "anp":
+            found |= {"anp": _plain(profile.anp_masks(self.dataset)), "anp_steps": profile.anp_steps}
         elif self.defense not in ("none", *BOUNDS):  # these have no recipe
             found[self.defense] = _plain(getattr(profile, self.defense))
         if self.defense in ("nad", "mcr"):  # both begin with a finetuned copy
             found["finetuning"] = _plain(profile.finetuning)
-        if self.defense == "anp":
-            found["anp_steps"] = profile.anp_steps
         return found
 
     def purifier_stages(self) -> tuple[Recipe, Recipe]:

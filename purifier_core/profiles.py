@@ -83,6 +83,7 @@ class Profile:
     nad: Recipe = NAD_STUDENT
     abl: tuple[Recipe, Recipe, Recipe] = ABL
     anp: Recipe = ANP_MASKS
+    anp_on: tuple[tuple[str, Recipe], ...] = ()  # by dataset, where another
     anp_steps: int = ANP_STEPS
     purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
 
@@ -90,6 +91,10 @@ class Profile:
         """How the backdoored model of an attack on a dataset is trained; attack "none" is a clean model."""
         other = dict(self.backdoor_on)
         return other.get((dataset, attack)) or other.get((dataset,)) or self.backdoor
+
+    def anp_masks(self, dataset: str) -> Recipe:
+        """How ANP's masks are trained on a dataset."""
+        return dict(self.anp_on).get(dataset, self.anp)
 
 
 PROFILES = {
@@ -111,7 +116,10 @@ PROFILES = {
             "full",
             1 / 8,
             backdoor=Recipe(6, 0.1, (4,)),
-            backdoor_on=((("gtsrb",), Recipe(15, 0.1, (10,))),),  # fewer images: as many steps; 6 implant no backdoor
+            backdoor_on=(
+                (("gtsrb",), Recipe(15, 0.1, (10,))),  # fewer images: as many steps; 6 implant no backdoor
+                (("cifar10", "trojan"), Recipe(15, 0.1, (12,))),  # at learning rate 0.1 it takes in epoch 7 of VGG-16
+            ),
             threads=1,
             finetuning=Recipe(10, 0.01),
             fine_pruning=Recipe(10, 0.01),

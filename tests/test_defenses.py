@@ -166,7 +166,17 @@ def test_anp_takes_the_largest_threshold_that_held_out_accuracy_allows(victim, b
     assert kept == found.diagnostics["held_out"]
     allowed = [float(tau) for tau, value in kept.items() if value >= floor]
     assert found.diagnostics["tau"] == (max(allowed) if allowed else None)
+    assert found.diagnostics["admissible"] == bool(allowed)
     assert len(found.sweep) == 20
+
+
+def test_anp_without_an_admissible_threshold_returns_the_given_model_and_says_so(victim, blobs, monkeypatch):
+    monkeypatch.setattr("purifier_core.defenses.anp.MAX_DROP", -1.1)  # more than all that accuracy can gain
+    found = anp(victim, *blobs, steps=2, seed=0)
+    assert found.diagnostics["admissible"] is False
+    assert found.diagnostics["tau"] is None
+    assert found.diagnostics["pruned"] == 0
+    assert all(torch.equal(t, found.model.state_dict()[n]) for n, t in victim.state_dict().items())
 
 
 def test_anp_without_batchnorm_says_so(blobs):

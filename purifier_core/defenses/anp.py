@@ -36,7 +36,8 @@ def anp(
     """Train the masks for `steps` batches and prune at the largest tau of TAUS that held-out accuracy allows.
 
     The masks see 80 % of the clean set; tau is the largest whose accuracy on the other 20 % stays within
-    MAX_DROP of the given model's. The sweep holds the model pruned at every tau.
+    MAX_DROP of the given model's. The sweep holds the model pruned at every tau. Where no tau does, the result is the
+    given model itself, and the diagnostics say `admissible: False`: ANP found no operating point, it did not repair.
     """
     work, chosen = held_out(len(images))
     network = copy.deepcopy(model).train()
@@ -96,6 +97,7 @@ def anp(
     best = max(allowed, key=float) if allowed else None
     values = torch.cat([m.detach() for m in masks.values()])
     notes = {
+        "admissible": best is not None,
         "tau": best and float(best),
         "pruned": int((values <= float(best)).sum()) if best else 0,
         "channels": len(values),
