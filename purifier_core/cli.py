@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(results: runner.Results, store: Store, figure: str | None = None) -> int:
     """Print an experiment's table and reading; returns 1 if something is missing."""
-    from purifier_core.pages import ablation, anomaly, defenses, efficiency, gallery, readings, report
+    from purifier_core.pages import ablation, anomaly, defenses, efficiency, gallery, inside, readings, report
 
     kind = results.experiment
     views: dict[str, Any] = {
@@ -122,7 +122,8 @@ def show(results: runner.Results, store: Store, figure: str | None = None) -> in
     view = views.get(kind.name, report)
     print(f"\n{kind.title}")
     print(report.as_text(view.table(results)))
-    for line in (*view.reading(results), report.provenance(results)):
+    notes = inside.notes(results) if view is report else []
+    for line in (*view.reading(results), *notes, report.provenance(results)):
         print(line)
     if figure:
         view.figure(results).savefig(figure, dpi=150)

@@ -83,19 +83,19 @@ def resolve_profile(experiment: Experiment, store: Store, reading: bool) -> tupl
 
 
 def widened(experiment: Experiment, profile: str, done: set[Cell]) -> Experiment:
-    """The whole table: every row, and every seed of which each row has a cell (the given seeds where none is so).
+    """The whole table: every row, and every seed of which it has a cell (the given seeds where it has none)."""
+    whole = replace(experiment.whole(), seeds=sorted({c.seed for c in done if c.profile == profile}) or 0)
+    seeds = sorted({cell.seed for cell in whole.cells(profile) if cell in done})
+    return replace(whole, seeds=seeds or experiment.seeds)
 
-    One row alone may be another table's: Figure 13 shares its MNIST cells with Table 3. Where the rows stand for
-    themselves, one is enough.
-    """
-    whole = experiment.whole()
 
-    def begun(seed: int) -> bool:
-        cells = ([whole.cell(column, row, seed, profile) for column in whole.columns()] for row in whole.rows(profile))
-        return (any if whole.rows_apart else all)(done & set(row) for row in cells)
-
-    seeds = sorted({cell.seed for cell in done if cell.profile == profile})
-    return replace(whole, seeds=[seed for seed in seeds if begun(seed)] or experiment.seeds)
+def begun(experiment: Experiment, profile: str, done: set[Cell]) -> list[Cell]:
+    """What a reader is shown: of each place the seeds that it has, and its first seed where it has none."""
+    every: dict[Cell, None] = {}
+    for row, column in experiment.places(profile):
+        cells = [experiment.cell(column, row, seed, profile) for seed in experiment.seeds]
+        every |= dict.fromkeys([cell for cell in cells if cell in done] or cells[:1])
+    return list(every)
 
 
 def look_up(experiment: Experiment, store: Store | None = None, reading: bool = False) -> Results:
@@ -106,22 +106,25 @@ def look_up(experiment: Experiment, store: Store | None = None, reading: bool = 
     store = store or Store()
     reading = reading or records_only()
     profile, reason, filler = resolve_profile(experiment, store, reading)
+    cells = experiment.cells(profile)
     if reading:
         done = set(current(store.all())[0])
         experiment = widened(experiment, profile, done)
+        cells = begun(experiment, profile, done)
     results = Results(experiment, profile, reason, filler=filler)
-    found = _found(experiment, profile, store)
+    found = _found(cells, store)
     if filler:
-        found = _filled(found, _found(widened(experiment, filler, done), filler, store), profile)
+        others = begun(widened(experiment, filler, done), filler, done)
+        found = _filled(found, _found(others, store), profile)
         seeds = sorted({record.cell.seed for record in found.values() if record})
         results.experiment = replace(experiment, seeds=seeds or experiment.seeds)
     results.sort_out(found)
     return results
 
 
-def _found(experiment: Experiment, profile: str, store: Store) -> dict[Cell, Record | None]:
-    """The records of an experiment at one profile, of one copy of each dataset: the one with the most records."""
-    found = {cell: store.find(cell) for cell in experiment.cells(profile)}
+def _found(cells: list[Cell], store: Store) -> dict[Cell, Record | None]:
+    """The records of some cells, of one copy of each dataset: the one with the most records."""
+    found = {cell: store.find(cell) for cell in cells}
     for dataset in {cell.dataset for cell in found}:
         mine = {cell: record for cell, record in found.items() if cell.dataset == dataset}
         copies = Counter(record.data["fingerprint"] for record in mine.values() if record)

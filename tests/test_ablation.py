@@ -45,24 +45,37 @@ def test_differences_are_paired_by_seed():
     assert found[TEACHER, "asr"].mean == pytest.approx(20)
     assert found[TEACHER, "asr"].values == pytest.approx((20, 20, 20))
     assert found[TEACHER, "asr"].seeds == (0, 1, 2)
-    assert ablation.matters(found[TEACHER, "asr"])
-    assert not ablation.matters(found[STEPS, "acc"])  # half a point
-    assert ablation.reading(results(*mine))[0].endswith("where there is one: nad_eval=teacher: NAD.")
+    assert ablation.verdict(found[TEACHER, "asr"]) == "up"
+    assert ablation.verdict(found[STEPS, "acc"]) == "not decided: one run"
+    moved, still, _, few = ablation.reading(results(*mine))
+    assert moved.endswith("(profile small): nad_eval=teacher: NAD.")
+    assert still.endswith(": none.")
+    assert few == "Not decided, fewer than 3 seeds: anp_steps=16: ANP (one run)."
     table = ablation.table(results(*mine))
     assert list(table.loc["nad_eval=teacher: NAD"])[-3:] == ["30.0", "50.0", "+20.0 (+20.0 to +20.0)"]
     assert table.loc["fp_select=test: Fine-pruning", "ASR difference"] == "missing"
 
 
-def test_an_effect_within_its_interval_does_not_matter():
-    mine = [record(STEPS, WITHOUT, s, 0.9, 0.1) for s in (0, 1)] + [record(STEPS, WITH, 0, 0.9, 0.1)]
-    mine.append(record(STEPS, WITH, 1, 0.9, 0.5))  # +0 and +40 points: the interval is wide
+def test_seeds_that_disagree_decide_nothing():
+    mine = [record(STEPS, WITHOUT, s, 0.9, 0.1) for s in range(3)]
+    mine += [record(STEPS, WITH, s, 0.9, asr) for s, asr in enumerate((0.1, 0.5, 0.6))]  # +0, +40 and +50 points
     found = ablation.effects(results(*mine))
-    assert found[STEPS, "asr"].mean == pytest.approx(20)
-    assert not ablation.matters(found[STEPS, "asr"])
-    moved, still, untold = ablation.reading(results(*mine))
-    assert moved.endswith(": none.")
-    assert still.endswith(": none.")
-    assert untold == "Not told by these seeds: anp_steps=16: ANP."
+    assert found[STEPS, "asr"].mean == pytest.approx(30)
+    assert ablation.verdict(found[STEPS, "asr"]) == "not decided: the seeds disagree"
+    assert ablation.verdict(found[STEPS, "acc"]) == "none"
+    moved, still, split, few = ablation.reading(results(*mine))
+    assert all(line.endswith(": none.") for line in (moved, still, few))
+    assert split == "Not decided, the seeds disagree: anp_steps=16: ANP."
+
+
+def test_the_forest_plot_has_a_dot_for_each_seed_and_a_hollow_one_for_one_run():
+    mine = [record(STEPS, WITHOUT, s, 0.9, 0.1) for s in range(3)]
+    mine += [record(STEPS, WITH, s, 0.9, asr) for s, asr in enumerate((0.2, 0.5, 0.6))]
+    for count, hollow in ((3, False), (1, True)):
+        picture = ablation.figure(results(*[r for r in mine if r.cell.seed < count]))
+        (dots,) = picture.axes[1].collections
+        assert len(dots.get_offsets()) == count
+        assert (tuple(dots.get_facecolor()[0][:3]) == (1, 1, 1)) == hollow
 
 
 def test_another_choice_of_threshold_is_read_off_the_sweep():

@@ -1,5 +1,7 @@
 """Where each defense fails: outcomes by rule, from made-up records."""
 
+from dataclasses import replace
+
 import pytest
 
 from purifier_core.config import ADAPTIVE, ATTACKS, COMPARED
@@ -9,7 +11,7 @@ from purifier_core.pages import defenses, report
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
-GRID = Defenses(profile="small", seeds="0-1", dataset="mnist", attack="all")
+GRID = Defenses(profile="small", seeds="0-2", dataset="mnist", attack="all")
 ROW, OTHER = ("badnets", "mnist"), ("cl", "mnist")
 NONE, TUNED, BOUNDED = Column("none"), Column("finetuning"), Column("bound_feature")
 
@@ -41,6 +43,15 @@ def test_the_grid_is_every_defense_against_every_attack():
     assert clean == {3000, 2500, 1960}
 
 
+SEEDS = (0, 1, 2)
+
+
+def places(row, column, acc, *asr) -> list[Record]:
+    """Records of one place at three seeds; `acc` and `asr` are one value for all or one for each."""
+    accs = acc if isinstance(acc, tuple) else (acc,) * 3
+    return [record(row, column, accs[s], asr[s % len(asr)], s) for s in SEEDS]
+
+
 @pytest.mark.parametrize(
     ("acc", "asr", "word", "costly"),
     [
@@ -51,69 +62,118 @@ def test_the_grid_is_every_defense_against_every_attack():
     ],
 )
 def test_outcomes_by_the_rules(acc, asr, word, costly):
-    mine = results(record(ROW, NONE, 0.98, 1.0), record(ROW, TUNED, acc, asr))
-    found = defenses.pairs(mine)
-    assert defenses.outcome(found[ROW, NONE], found[ROW, TUNED]) == (word, costly)
+    assert defenses.outcome(places(ROW, NONE, 0.98, 1.0), places(ROW, TUNED, acc, asr)) == (word, costly)
 
 
-def test_a_backdoor_that_never_took_decides_nothing():
+def test_fewer_than_three_seeds_or_seeds_that_disagree_decide_nothing():
+    before = places(ROW, NONE, 0.98, 1.0)
+    assert defenses.outcome(before, places(ROW, TUNED, 0.9, 0.0)[:1]) == ("not decided: one run",) * 2
+    assert defenses.outcome(before, places(ROW, TUNED, 0.9, 0.0)[:2]) == ("not decided: 2 seeds",) * 2
+    word, costly = defenses.outcome(before, places(ROW, TUNED, 0.9, 0.0, 0.05, 0.99))
+    assert (word, costly) == ("not decided: the seeds disagree", True)
+
+
+def test_the_cost_is_paired_by_seed():
+    """Seeds that differ in accuracy from the start: the means differ by 4 points, each pair by 6."""
+    before = places(ROW, NONE, (0.90, 0.98, 0.99), 1.0)
+    after = places(ROW, TUNED, (0.84, 0.92, 0.93), 0.0)
+    assert defenses.outcome(before, after) == ("removes", True)
+    assert defenses.outcome(before[1:], after) == ("not decided: 2 seeds",) * 2, "a seed without a partner"
+    line = defenses.table(results(*before[1:], *after)).iloc[1]
+    assert line["ACC change"] == "-6.0 (-6.0 to -6.0)"
+
+
+def test_a_backdoor_that_did_not_take_is_one_line_and_no_row():
     mine = results(
-        record(ROW, NONE, 0.98, 1.0),
-        record(ROW, TUNED, 0.97, 0.9),
-        record(OTHER, NONE, 0.98, 0.49),
-        record(OTHER, TUNED, 0.97, 0.0),
+        *places(ROW, NONE, 0.98, 1.0),
+        *places(ROW, TUNED, 0.97, 0.9),
+        *places(OTHER, NONE, 0.98, 1.0, 0.89, 1.0),  # one seed below 90 %
+        *places(OTHER, TUNED, 0.97, 0.0),
     )
     assert defenses.taken(mine) == [ROW]
-    (line,) = defenses.reading(mine)
-    assert "**Finetuning** removes the backdoor in 0 of 1 rows" in line
-    assert "Leaves it on MNIST: BadNets 90." in line
+    told, line = defenses.reading(mine)
+    assert told.startswith("Did not take")
+    assert told.endswith("MNIST, CL: 96.3 (89.0 to 100.0).")
+    assert line == "**Finetuning** removes the backdoor in 0 of 1 decided rows. Leaves it: MNIST BadNets 90."
+    assert "CL" not in set(defenses.table(mine).attack)
+    labels = [tick.get_text() for tick in defenses.figure(mine).axes[0].get_yticklabels()]
+    assert labels == ["BadNets"]
 
 
 def test_the_reading_counts_and_names():
     other = ("blend", "mnist")
     mine = results(
-        record(ROW, NONE, 0.98, 1.0),
-        record(other, NONE, 0.98, 1.0),
-        record(ROW, BOUNDED, 0.80, 0.02),
-        record(other, BOUNDED, 0.97, 0.3),
+        *places(ROW, NONE, 0.98, 1.0),
+        *places(other, NONE, 0.98, 1.0),
+        *places(("sig", "mnist"), NONE, 0.98, 1.0),
+        *places(ROW, BOUNDED, 0.80, 0.02),
+        *places(other, BOUNDED, 0.97, 0.3),
+        record(("sig", "mnist"), BOUNDED, 0.97, 0.0),
     )
     (line,) = defenses.reading(mine)
     assert line == (
-        "**Bound-Feature** removes the backdoor in 1 of 2 rows, in one of these at the cost of accuracy. "
-        "Weakens it on MNIST: Blend 30."
+        "**Bound-Feature** removes the backdoor in 1 of 2 decided rows, in 1 of these at the cost of accuracy. "
+        "Weakens it: MNIST Blend 30. Not decided, one run: 1 rows."
     )
-    assert defenses.glued(mine)["defenses_bound_feature_removes"] == 0
-    assert defenses.glued(mine)["defenses_rows"] == 2
+    glued = defenses.glued(mine)
+    assert glued["defenses_bound_feature_removes"] == 0
+    assert glued["defenses_bound_feature_decided"] == 2
+    assert glued["defenses_rows"] == 3
 
 
-def test_means_over_seeds_and_what_is_missing():
+def test_anp_without_a_threshold_is_no_number():
+    column = Column("anp")
+    refused = [replace(r, diagnostics={"tau": None}) for r in places(ROW, column, 0.98, 1.0)]
+    mine = results(*places(ROW, NONE, 0.98, 1.0), *refused)
+    note, line = defenses.reading(mine)
+    assert note == "ANP has no admissible threshold, and so no result: MNIST, BadNets (four corners) (3 of 3 seeds)."
+    assert line == "**ANP** removes the backdoor in 0 of 1 decided rows. Has no admissible threshold: MNIST BadNets."
+    table = defenses.table(mine)
+    assert set(table[table.defense == "ANP"].iloc[0][["ACC", "ASR", "ACC change"]]) == {"no threshold"}
+    shown = [text.get_text() for text in defenses.figure(mine).axes[0].texts]
+    assert "none" in shown
+
+
+def test_beside_abl_stands_what_it_isolated():
+    found = {"isolation_precision": 0.05, "isolated": 660}
+    abl = [replace(r, diagnostics=found) for r in places(ROW, Column("abl"), 0.98, 1.0)]
+    note, _ = defenses.reading(results(*places(ROW, NONE, 0.98, 1.0), *abl))
+    assert "BadNets (four corners): 5.0, 5.0, 5.0 % of 660 images (chance: 9.1 %)" in note
+
+
+def test_every_record_stands_in_one_place():
+    grid = Defenses(profile="small", attack="all", dataset="all")
+    cells = [grid.cell(column, row, 0, "small") for row, column in grid.places("small")]
+    assert len(cells) == len(set(cells))
+    assert not any(cell.defense == "abl" and cell.attack in ADAPTIVE for cell in cells)
+
+
+def test_mean_and_range_over_seeds_and_what_is_missing():
     mine = results(record(ROW, NONE, 0.98, 1.0), record(ROW, TUNED, 0.9, 0.2), record(ROW, TUNED, 0.8, 0.4, seed=1))
     table = defenses.table(mine)
-    assert len(table) == len(GRID.rows("small")) * len(GRID.columns())
     line = table[(table.attack == "BadNets (four corners)") & (table.defense == "Finetuning")].iloc[0]
     assert line.ACC == "85.0 (80.0 to 90.0)"
-    assert line["ACC change"] == "-13.0"
+    assert line["ACC change"] == "-8.0 (one run)"  # the seed that has both
     assert (line.seeds, line.images, line.seconds) == ("2", "1,000", "5")
     assert (table[table.defense == "NAD"].ACC == "missing").all()
+    knows = table[table.attack == "BadNets, knows bounds"].set_index("defense")
+    assert set(knows.loc["ABL"]) == {"MNIST", "BadNets, knows bounds", "–"}
     assert 'class="results prose sortable"' in defenses.sortable(mine)
-    assert len(defenses.figure(mine).axes[0].get_yticklabels()) == 1, "rows without records are left out"
-    told = report.provenance(mine)
-    assert "seeds 0, 1, not all in every row" in told
-    assert told.endswith(f"Missing: {len(table) - 2}.")
+    assert "seeds 0, 1, not all everywhere" in report.provenance(mine)
     assert defenses.reading(results()) == ["No record at profile small is there yet."]
+    defenses.figure(results())
 
 
-def test_attackers_who_know_stand_beside_badnets():
+def test_attackers_who_know_are_paired_with_badnets_by_seed():
     knows = ("adaptive_bound", "mnist")
     mine = results(
-        record(ROW, NONE, 0.98, 1.0),
-        record(ROW, BOUNDED, 0.98, 0.02),
-        record(knows, NONE, 0.96, 1.0),
-        record(knows, BOUNDED, 0.95, 0.6),
+        *places(ROW, NONE, 0.98, 1.0),
+        *places(ROW, BOUNDED, 0.98, 0.02, 0.03, 0.04),
+        record(knows, NONE, 0.96, 1.0, seed=1),
+        record(knows, BOUNDED, 0.95, 0.6, seed=1),
     )
     assert defenses.attackers(mine) == [
-        "**MNIST, BadNets, knows bounds**: ACC without a defense 96.0 % (98.0); "
-        "ASR in percent after Bound-Feature 60 (2)."
+        "**MNIST, BadNets, knows bounds**: ACC without a defense 96.0 (-2.0, one run); "
+        "ASR after Bound-Feature 60.0 (+57.0, one run)."
     ]
     assert defenses.attackers(results()) == []
-    assert GRID.cell(Column("abl"), knows, 0, "small") == GRID.cell(Column("abl"), ROW, 0, "small")

@@ -1,5 +1,7 @@
 """Figure 13's arithmetic, by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from purifier_core.config import Cell
@@ -15,6 +17,10 @@ def record(defense: str, asr: float, epochs: float, **switches: str) -> Record:
     return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "MNIST"}, 0.9, asr, 10_000, 9_108, effort)
 
 
+def replace_seed(record: Record, seed: int) -> Record:
+    return replace(record, cell=replace(record.cell, seed=seed))
+
+
 def test_the_metric():
     assert efficiency.per_epoch(0.0028, 40) == pytest.approx(2.493)  # the published 2.49 of Feature on MNIST
     assert efficiency.per_epoch(1.0, 20) == 0
@@ -25,9 +31,27 @@ def test_bars_divide_by_the_epochs_of_the_run():
     mine = [record("finetuning", 0.5, 10), record("feature", 0.0, 20, init="random")]
     shown = efficiency.table(Results(experiment, "small", "as asked", mine))
     assert shown.loc[("MNIST", "published"), "ANP"] == "2.36"
-    assert shown.loc[("MNIST", "ours"), "Finetuning"] == "5.00"
-    assert shown.loc[("MNIST", "ours"), "Feature (random)"] == "5.00"
-    assert shown.loc[("MNIST", "ours"), "ANP"] == "–"
+    assert shown.loc[("MNIST", "ours"), "Finetuning"] == "5.00 (one run)"
+    assert shown.loc[("MNIST", "ours"), "Feature (random)"] == "5.00 (one run)"
+    assert shown.loc[("MNIST", "ours"), "ANP"] == "missing"
+
+
+def test_a_bar_is_the_mean_over_every_seed():
+    mine = [replace_seed(record("finetuning", asr, 10), seed) for seed, asr in enumerate((0.5, 0.6, 1.0))]
+    results = Results(Figure13(dataset="mnist", profile="small", seeds="0-2"), "small", "as asked", mine)
+    assert efficiency.table(results).loc[("MNIST", "ours"), "Finetuning"] == "3.00 (0.00 to 5.00)"
+    ours = efficiency.bars(results).query("source == 'ours'")
+    assert list(ours.value) == pytest.approx([3])
+    dots = [c for c in efficiency.figure(results).axes[0].collections if len(c.get_offsets()) == 3]
+    assert sorted(x for x, _ in dots[0].get_offsets()) == pytest.approx([0, 4, 5])
+
+
+def test_anp_without_a_threshold_has_no_bar():
+    refused = replace(record("anp", 1.0, 10), diagnostics={"tau": None})
+    results = Results(Figure13(dataset="mnist", profile="small"), "small", "as asked", [refused])
+    assert efficiency.table(results).loc[("MNIST", "ours"), "ANP"] == "no threshold"
+    assert efficiency.bars(results).query("source == 'ours'").empty
+    assert "ANP has no admissible threshold, and so no result: MNIST (one run)." in efficiency.reading(results)
 
 
 def test_a_backdoor_that_did_not_take_is_told():
@@ -38,7 +62,7 @@ def test_a_backdoor_that_did_not_take_is_told():
             start, start.key(), {"fingerprint": "0" * 16, "copy": "MNIST"}, 0.9, asr, effort={"epochs": 6}
         )
         lines = efficiency.reading(Results(Figure13(dataset="mnist"), "small", "as asked", [*mine, undefended]))
-        assert any("before any defense ASR is 2.0 %" in line for line in lines) == told
+        assert any("before any defense ASR is 2.0 (one run) %" in line for line in lines) == told
 
 
 def test_implied_epochs_by_hand():

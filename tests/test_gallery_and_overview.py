@@ -40,7 +40,8 @@ def test_the_gallery_shows_what_is_there(tmp_path):
     table = gallery.table(results)
     assert list(table.loc[("MNIST", "ASR")]) == ["100.00 (one run)", "missing", "missing", "missing", "0.30 (one run)"]
     assert gallery.reading(results) == [
-        "MNIST (profile small): an ASR of 90 % or more for BadNets (four corners); less for CL (patch) (0.3 %)."
+        "MNIST (profile small): an ASR of 90 % or more in every seed for BadNets (four corners). "
+        "Did not take: CL (ASR 0.3 (one run))."
     ]
     shown = [axis for axis in gallery.figure(results).axes if axis.images]
     assert len(shown) == 3  # clean, stamped, and the change

@@ -2,7 +2,7 @@
 
 from purifier_core.config import Cell
 from purifier_core.experiments.supplement import Table4
-from purifier_core.pages import inside
+from purifier_core.pages import inside, report
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
@@ -19,10 +19,21 @@ def test_isolation_is_told_seed_by_seed_beside_chance():
     abl = [Cell("mnist", "vgg16", "badnets", 0.05, "abl", 0, seed, "small") for seed in (0, 1)]
     mine = [record(c, isolated=630, isolation_precision=p) for c, p in zip(abl, (0.0, 0.7), strict=True)]
     assert inside.isolation(shown(*mine)) == [
-        "ABL at poison ratio 5 %: of the 630 images that it isolated, 0.0 %, 70.0 % carry the trigger (one value for "
-        "each seed, 0, 1); chance would give 4.8 %. What it isolated is what it unlearned."
+        "ABL unlearns what it isolated, whatever that is. The share of it that carries the trigger, one value for each "
+        "seed: poison ratio 5 %: 0.0, 70.0 % of 630 images (chance: 4.8 %)."
     ]
-    assert inside.isolation(shown()) == ["No record of ABL is there yet."]
+    assert inside.notes(shown()) == []
+
+
+def test_where_anp_has_no_threshold_is_told():
+    anp = [Cell("mnist", "vgg16", "badnets", 0.05, "anp", 3000, seed, "small") for seed in (0, 1)]
+    mine = [record(cell, tau=tau) for cell, tau in zip(anp, (None, 0.3), strict=True)]
+    assert inside.notes(shown(*mine)) == [
+        "ANP has no admissible threshold, and so no result: poison ratio 5 % (1 of 2 seeds)."
+    ]
+    table = report.table(shown(*mine))
+    assert table.loc[("5 %", "ASR", "lowest to highest"), "ANP"] == "one run"  # of the one that has a threshold
+    assert report.table(shown(mine[0])).loc[("5 %", "ASR", "ours"), "ANP"] == "no threshold"
 
 
 def test_units_are_means_over_seeds_in_percent():

@@ -11,7 +11,7 @@ from purifier_core.pages import readings
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
-GRID = Readings(profile="small", seeds="0,1")
+GRID = Readings(profile="small", seeds="0-2")
 
 
 def record(setting: Setting, column: Column, seed: int, acc: float, asr: float, **clean) -> Record:
@@ -78,10 +78,10 @@ def test_the_table_shows_every_reading_and_the_control():
     setting = Setting("mnist", "vgg16", 3000)
     mine = results(*off_by("random", True, 0, 0.0, 0.0), record(setting, Column("scratch"), 0, 0.975, 0.004))
     table = readings.table(mine)
-    line = table.loc[("MNIST, VGG-16, 3,000", "Cube")]
-    assert list(line) == ["89.5 / 2.0", "missing", "missing", "89.5 / 2.0", "97.5 / 0.4"]
-    assert table.loc[("CIFAR-10, ResNet-18, 2,500", "Cube"), "published"] == "–"
-    assert any("trained on the clean images alone reaches an ACC of 97.5 %" in s for s in readings.reading(mine))
+    line = table.loc[("MNIST, VGG-16, 3,000", "Cube", "ACC")]
+    assert list(line) == ["89.5", "missing", "missing", "89.5 (one run)", "97.5 (one run)", "1"]
+    assert table.loc[("CIFAR-10, ResNet-18, 2,500", "Cube", "ASR"), "published"] == "–"
+    assert any("images alone reaches an ACC of 97.5 (one run) %" in s for s in readings.reading(mine))
 
 
 def test_cube_is_set_beside_its_first_head_and_the_published_value():
@@ -97,17 +97,26 @@ def test_cube_is_set_beside_its_first_head_and_the_published_value():
     ]
 
 
-def test_the_figure_of_the_masks_is_drawn_with_and_without_records(tmp_path):
+def test_a_reading_is_nearest_where_every_seed_says_so():
+    near = [r for seed in range(3) for r in off_by("random", True, seed, 0.01, 0.005)]
+    far = [r for seed in range(3) for r in off_by("full", True, seed, 0.0, 0.9)]
+    assert readings.reading(results(*near, *far))[0].endswith("3 seeds; nearest in every seed).")
+    far[-9:] = off_by("full", True, 2, 0.0, 0.0)  # the last seed
+    assert readings.reading(results(*near, *far))[0].endswith("3 seeds; not decided: the seeds disagree).")
+    assert readings.reading(results(*near[:9], *far[:9]))[0].endswith("one run; not decided: one run).")
+
+
+def test_the_figure_of_the_masks_has_a_dot_for_each_seed(tmp_path):
     setting = Setting("mnist", "vgg16", 3000)
     mine = [
         record(setting, module("cube", "full"), seed, 0.9, 0.1, wrong_mask={"label": label, "mask": 0.6})
         for seed, label in ((0, 0.1), (1, 0.3))
     ]
-    for records in ([], mine):
-        drawing = readings.figure(results(*records))
-        drawing.savefig(tmp_path / "figure.png", dpi=40)
-        widths = [bar.get_width() for axis in drawing.axes for bar in axis.patches]
-        assert widths == pytest.approx([20, 60, 20] if records else [])
+    for records, wanted in (([], []), (mine, [[10, 30], [60, 60]])):
+        picture = readings.figure(results(*records))
+        picture.savefig(tmp_path / "figure.png", dpi=40)
+        dots = [[x for x, _ in c.get_offsets()] for axis in picture.axes for c in axis.collections]
+        assert dots == [pytest.approx(pair) for pair in wanted]
 
 
 def test_what_the_landing_page_takes_from_here():

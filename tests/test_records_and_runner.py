@@ -189,7 +189,7 @@ def test_the_book_fills_the_papers_gaps_from_small_and_says_so(store, monkeypatc
         cell = Cell(defense=defense, clean_size=3000, profile=profile, seed=seed)
         store.save(example(cell=cell, key=cell.key(), acc=acc, provenance=where))
 
-    for row in (6000, 4500):  # a seed counts where every row has begun
+    for row in (6000, 4500):
         for seed in (0, 1):
             cell = Cell(defense="finetuning", clean_size=row, profile="small", seed=seed)
             store.save(example(cell=cell, key=cell.key(), provenance=where))
@@ -201,8 +201,8 @@ def test_the_book_fills_the_papers_gaps_from_small_and_says_so(store, monkeypatc
     assert "What it lacks is taken from small." in results.headline
     shown = report.table(results)
     assert list(shown.loc[(3000, "ACC", "ours")]) == ["missing", "90.00", "80.00"]
-    assert list(shown.loc[(3000, "ACC", "profile, n")]) == ["–", "paper, 1", "small, 1"]
-    assert shown.loc[(4500, "ACC", "profile, n"), "Finetuning"] == "small, 2"
+    assert list(shown.loc[(3000, "seeds", "profile, n")]) == ["–", "paper, 1", "small, 1"]
+    assert shown.loc[(4500, "seeds", "profile, n"), "Finetuning"] == "small, 2"
     assert "profile paper, else small; seeds 0, 1" in report.provenance(results)
 
 

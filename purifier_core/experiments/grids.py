@@ -50,7 +50,6 @@ class Experiment:
     title: ClassVar[str]
     axis: ClassVar[str]  # the parameter that the rows are values of
     network: ClassVar[str] = "vgg16"
-    rows_apart: ClassVar[bool] = False  # each row is read for itself, with the seeds that it has
 
     profile: Any = "auto"
     seeds: Any = 0
@@ -99,14 +98,14 @@ class Experiment:
         """The cell behind one number."""
         raise NotImplementedError
 
+    def places(self, profile: str) -> list[tuple[Any, Column]]:
+        """Every (row, column) that has a number, row by row."""
+        return [(row, column) for row in self.rows(profile) for column in self.columns()]
+
     def cells(self, profile: str) -> list[Cell]:
         """Every cell at one profile, without repeats, seed by seed."""
-        every = (
-            self.cell(column, row, seed, profile)
-            for seed in self.seeds
-            for row in self.rows(profile)
-            for column in self.columns()
-        )
+        places = self.places(profile)
+        every = (self.cell(column, row, seed, profile) for seed in self.seeds for row, column in places)
         return list(dict.fromkeys(every))
 
 

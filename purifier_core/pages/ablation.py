@@ -7,12 +7,15 @@ import pandas as pd
 
 from purifier_core.config import LABELS, SWITCHES
 from purifier_core.experiments.beyond import WITH, WITHOUT, Change
-from purifier_core.pages.report import METRICS, Estimate, decided, estimate, estimates, grouped
+from purifier_core.experiments.grids import Column
+from purifier_core.pages import drawing, inside
+from purifier_core.pages.report import METRICS, estimates, grouped
+from purifier_core.pages.statistics import DECIDES, Estimate, decided, paired, runs
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
 MATTERS = 1.0
-"""A change of fewer percentage points than this counts as none, if its interval says so too."""
+"""A change of fewer percentage points than this counts as none."""
 
 ANP_POINT = Change("anp_point", "test", "anp")
 """Not a cell of its own: every record of ANP holds ACC and ASR at all thresholds, so another choice is a look-up."""
@@ -51,26 +54,24 @@ def on_test(record: Record) -> Record:
 def effects(results: Results) -> dict[tuple[Change, str], Estimate]:
     """The difference that each change makes to ACC and ASR, in percentage points, paired by seed."""
     return {
-        (change, metric): estimate({a.cell.seed: getattr(b, metric) - getattr(a, metric) for a, b in both})
+        (change, metric): difference
         for change, both in pairs(results).items()
         for metric in METRICS
+        if (difference := paired([b for _, b in both], [a for a, _ in both], metric))
     }
 
 
-def matters(value: Estimate) -> bool:
-    """Whether every seed moves by at least MATTERS in the same direction, and the seeds are enough to decide."""
-    return (
-        decided([v >= MATTERS for v in value.values]) is True or decided([v <= -MATTERS for v in value.values]) is True
-    )
+def verdict(value: Estimate) -> str:
+    """By the one rule: "up" or "down" if every seed moves by MATTERS or more that way, "none" if no seed does."""
 
+    def way(change: float) -> str:
+        return "none" if abs(change) < MATTERS else "up" if change > 0 else "down"
 
-def negligible(value: Estimate) -> bool:
-    """Whether every seed stays within MATTERS, and the seeds are enough to decide."""
-    return decided([abs(v) < MATTERS for v in value.values]) is True
+    return decided([way(change) for change in value.values])
 
 
 def table(results: Results) -> pd.DataFrame:
-    """A line for each change: ACC and ASR without and with it, and the difference with its interval, as text."""
+    """A line for each change: ACC and ASR without and with it, and the difference with its range, as text."""
     found, both = effects(results), pairs(results)
     lines = {}
     for change in dict.fromkeys([*both, *results.experiment.rows(results.profile)]):
@@ -90,21 +91,30 @@ def table(results: Results) -> pd.DataFrame:
 
 
 def reading(results: Results) -> list[str]:
-    """Which changes move a number, and which do not."""
+    """Which changes move a number, which do not, and which are not decided; then what ABL isolated in its records."""
     found = effects(results)
     changes = list(dict.fromkeys(change for change, _ in found))
     if not changes:
         return [f"No record at profile {results.shown} is there yet."]
-    moved = [c for c in changes if any(matters(found[c, m]) for m in METRICS)]
-    still = [c for c in changes if all(negligible(found[c, m]) for m in METRICS)]
-    open_ones = [c for c in changes if c not in moved and c not in still]
-    return [
-        f"Moves ACC or ASR by {MATTERS:g} point or more (profile {results.shown}), its interval leaving out zero where "
-        f"there is one: {'; '.join(map(label, moved)) or 'none'}.",
-        f"Moves neither by {MATTERS:g} point, nor does its interval reach that far: "
-        f"{'; '.join(map(label, still)) or 'none'}.",
-        f"Not told by these seeds: {'; '.join(map(label, open_ones)) or 'none'}.",
+    verdicts = {change: [verdict(found[change, metric]) for metric in METRICS] for change in changes}
+    moved = [change for change, (acc, asr) in verdicts.items() if {acc, asr} & {"up", "down"}]
+    still = [change for change, (acc, asr) in verdicts.items() if acc == asr == "none"]
+    few = [c for c in changes if found[c, "acc"].n < DECIDES]
+    split = [c for c in changes if c not in (*moved, *still, *few)]
+    counted = (f"{label(c)} ({runs(found[c, 'acc'].n)})" for c in few)
+    lines = [
+        f"Moves ACC or ASR by {MATTERS:g} point or more, in every seed the same way (profile {results.shown}): "
+        f"{'; '.join(map(label, moved)) or 'none'}.",
+        f"Moves neither by {MATTERS:g} point in any seed: {'; '.join(map(label, still)) or 'none'}.",
+        f"Not decided, the seeds disagree: {'; '.join(map(label, split)) or 'none'}.",
+        f"Not decided, fewer than {DECIDES} seeds: {'; '.join(counted) or 'none'}.",
     ]
+    return lines + inside.notes(results, _side)
+
+
+def _side(_: Results, place: tuple[Change, Column]) -> str:
+    change, column = place
+    return label(change) if column == WITH else f"{LABELS[change.defense]} as intended"
 
 
 def rates(results: Results) -> pd.DataFrame:
@@ -121,32 +131,39 @@ def rates(results: Results) -> pd.DataFrame:
 
 
 def figure(results: Results) -> Any:
-    """A forest plot: the difference in ACC and in ASR that each change makes, with its interval over seeds."""
+    """The difference in ACC and in ASR that each change makes: a dot for each pair of seeds, and their mean."""
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
-    sns.set_theme(style="whitegrid", context="notebook")
     found = effects(results)
-    changes = list(dict.fromkeys(change for change, _ in found))
-    drawing, axes = plt.subplots(
-        1, 2, figsize=(9, 0.27 * len(changes) + 1.5), sharey=True, layout="constrained", dpi=160
-    )
+    lines = _lines(list(dict.fromkeys(change for change, _ in found)))
+    drawing.theme()
+    size = (drawing.WIDTH, 0.25 * len(lines) + 1.6)
+    picture, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained", dpi=160)
     for axis, metric in zip(axes, METRICS, strict=True):
-        for place, change in enumerate(changes):
-            value = found[change, metric]
-            axis.errorbar(
-                value.mean,
-                place,
-                xerr=[[value.mean - value.low], [value.high - value.mean]],
-                fmt="o",
-                markersize=6,
-                capsize=3,
-                color="#c2410c" if matters(value) else "0.55",
-            )
+        for place, (_, change) in enumerate(lines):
+            if change:
+                value = found[change, metric]
+                colour = drawing.OURS if verdict(value) in ("up", "down") else "0.45"
+                drawing.seeds(axis, value, place, colour)
         axis.axvline(0, color="0.2", linewidth=1)
-        axis.set_xlim(-104, 104)
-        axis.set_xlabel(f"change of {metric.upper()}, points", fontsize=10)
-    axes[0].set_yticks(range(len(changes)), [label(c) for c in changes], fontsize=8)
-    axes[0].set_ylim(max(1, len(changes)) - 0.5, -0.5)
-    plt.close(drawing)
-    return drawing
+        axis.set_xlim(-106, 106)
+        axis.set_xlabel(f"change of {metric.upper()}, points")
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(lines)), [text for text, _ in lines])
+    for tick, (_, change) in zip(axes[0].get_yticklabels(), lines, strict=True):
+        tick.set_fontweight("normal" if change else "bold")
+    axes[0].set_ylim(max(1, len(lines)) - 0.4, -0.6)
+    drawing.legend(picture, published=False)
+    plt.close(picture)
+    return picture
+
+
+def _lines(changes: list[Change]) -> list[tuple[str, Change | None]]:
+    """From top to bottom: a switch and its value without a change, then the changes that turn it so."""
+    lines: list[tuple[str, Change | None]] = []
+    for change in changes:
+        head, _, target = label(change).partition(": ")
+        if (head, None) not in lines:
+            lines.append((head, None))
+        lines.append((target, change))
+    return lines

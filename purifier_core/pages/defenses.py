@@ -1,5 +1,6 @@
 """Every defense against every attack on every dataset: where each one fails, ours included."""
 
+from collections import Counter
 from statistics import fmean
 from typing import Any
 
@@ -7,34 +8,40 @@ import pandas as pd
 
 from purifier_core.config import BOUNDS, GRANULARITIES
 from purifier_core.experiments.grids import Column
+from purifier_core.pages import heatmap, inside
 from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
+from purifier_core.pages.heatmap import NONE
 from purifier_core.pages.overview import seconds
-from purifier_core.pages.report import METRICS, TITLES, Estimate, estimate, grouped
+from purifier_core.pages.report import METRICS, TITLES, grouped
+from purifier_core.pages.statistics import (
+    DECIDES,
+    TAKEN,
+    decided,
+    measured,
+    paired,
+    results_of,
+    runs,
+    took,
+    without_threshold,
+)
+from purifier_core.records import Record
 from purifier_core.runner import Results
 
-TAKEN = 50.0
 REMOVED = 10.0
+WEAKENED = 50.0
 COST = 5.0
+UNBOUNDED = "has no threshold"
 
 AIMED = {"adaptive_purifier": GRANULARITIES, "adaptive_bound": BOUNDS}
 """The defenses that each attacker knows."""
 
 RULES = (
-    f"A backdoor has *taken* if the undefended network has an ASR of {TAKEN:g} % or more; other rows decide nothing. A "
-    f"defense *removes* it at an ASR of {REMOVED:g} % or less, *weakens* it at {TAKEN:g} % or less, and else *leaves* "
-    f"it. It *costs accuracy* if ACC falls by more than {COST:g} points. Numbers: ASR in percent, means over seeds."
+    f"A backdoor *took* if the undefended network has an ASR of {100 * TAKEN:g} % or more in every seed; where it did "
+    f"not, nothing is shown or counted. A defense *removes* it at an ASR of {REMOVED:g} % or less, *weakens* it at "
+    f"{WEAKENED:g} % or less, and else *leaves* it. It *costs accuracy* if ACC falls by more than {COST:g} points, "
+    f"each seed against the same seed without a defense. What at least {DECIDES} seeds agree on is decided; less is "
+    "told, and not counted."
 )
-
-Pair = tuple[Estimate, Estimate]
-
-
-def pairs(results: Results) -> dict[tuple[Any, Column], Pair]:
-    """ACC and ASR in percent by ((attack, dataset), column); what is missing is left out."""
-    found = {}
-    for place, mine in grouped(results).items():
-        acc, asr = (estimate({r.cell.seed: getattr(r, metric) for r in mine}) for metric in METRICS)
-        found[place] = acc, asr
-    return found
 
 
 def row_label(row: tuple[str, str]) -> str:
@@ -45,100 +52,165 @@ def row_label(row: tuple[str, str]) -> str:
 
 def taken(results: Results) -> list[Any]:
     """The rows in which a backdoor is there to be removed."""
-    found = pairs(results)
-    none = Column("none")
-    return [
-        row
+    found = grouped(results)
+    return [row for row in results.experiment.rows(results.profile) if took(found.get((row, NONE), []))]
+
+
+def not_taken(results: Results) -> list[str]:
+    """One line that names the rows in which the backdoor did not take, with the ASR of the undefended network."""
+    found, there = grouped(results), taken(results)
+    told = [
+        f"{row_label(row)}: {measured(found[row, NONE], 'asr').text()}"
         for row in results.experiment.rows(results.profile)
-        if (row, none) in found and found[row, none][1].mean >= TAKEN
+        if (row, NONE) in found and row not in there
     ]
+    return [f"Did not take, and so shows nothing of a defense (ASR in percent): {'; '.join(told)}."] if told else []
 
 
-def outcome(before: Pair, after: Pair) -> tuple[str, bool]:
-    """What became of the backdoor, and whether it cost accuracy, by the rules."""
-    asr = after[1].mean
-    word = "removes" if asr <= REMOVED else "weakens" if asr <= TAKEN else "leaves"
-    return word, before[0].mean - after[0].mean > COST
+def notes(results: Results) -> list[str]:
+    """What has to stand beside the heat map: attacks that did not take, what ABL isolated, where ANP has nothing."""
+    return [*not_taken(results), *inside.notes(_only_taken(results), lambda _, place: row_label(place[0]))]
+
+
+def _only_taken(results: Results) -> Results:
+    """The results without the records of the rows in which the backdoor did not take."""
+    rows = taken(results)
+    mine = [record for (row, _), records in grouped(results).items() if row in rows for record in records]
+    return Results(results.experiment, results.profile, results.reason, mine, filler=results.filler)
+
+
+def outcome(before: list[Record], after: list[Record]) -> tuple[str, bool | str]:
+    """What became of the backdoor, and whether it cost accuracy, by the rules; "not decided: ..." where they say so.
+
+    Only the seeds that are in both lists enter.
+    """
+    start = {record.cell.seed for record in before}
+    both = [record for record in after if record.cell.seed in start]
+    change = paired(both, before, "acc")
+    falls = [value < -COST for value in change.values] if change else []
+    return decided([_word(record) for record in both]), decided(falls)
+
+
+def _word(record: Record) -> str:
+    if without_threshold(record):
+        return UNBOUNDED
+    asr = 100 * (record.asr or 0.0)
+    return "removes" if asr <= REMOVED else "weakens" if asr <= WEAKENED else "leaves"
+
+
+def outcomes(results: Results, column: Column) -> dict[Any, tuple[str, bool | str]]:
+    """`outcome` by row, for the rows in which the backdoor took and the column has a record."""
+    found = grouped(results)
+    return {row: outcome(found[row, NONE], found[row, column]) for row in taken(results) if (row, column) in found}
 
 
 def reading(results: Results) -> list[str]:
-    """For each defense where it removes the backdoor, where it leaves it, and what that costs, by the rules."""
-    found, rows = pairs(results), taken(results)
-    lines = []
+    """`notes`, then for each defense where it removes the backdoor, where it leaves it, and at what cost, by rule."""
+    found = grouped(results)
+    lines = notes(results)
     for column in results.experiment.columns()[1:]:
-        told = {row: outcome(found[row, Column("none")], found[row, column]) for row in rows if (row, column) in found}
+        told = outcomes(results, column)
         if not told:
             continue
-        removed = [row for row, (word, costly) in told.items() if word == "removes" and not costly]
-        dear = [row for row, (word, costly) in told.items() if word == "removes" and costly]
-        line = f"**{column.label}** removes the backdoor in {len(removed) + len(dear)} of {len(told)} rows"
-        costly = "one of these" if len(dear) == 1 else f"{len(dear)} of these"
-        line += f", in {costly} at the cost of accuracy" if dear else ""
-        for verb in ("weakens", "leaves"):
-            asr = {row: found[row, column][1].mean for row, (word, _) in told.items() if word == verb}
-            line += f". {verb.capitalize()} it on {_by_dataset(asr)}" if asr else ""
+        sure = [row for row, (word, _) in told.items() if not word.startswith("not decided")]
+        removed = [row for row in sure if told[row][0] == "removes"]
+        dear = sum(told[row][1] is True for row in removed)
+        line = f"**{column.label}**"
+        line += (
+            f" removes the backdoor in {len(removed)} of {len(sure)} decided rows" if sure else ": no row is decided"
+        )
+        line += f", in {dear} of these at the cost of accuracy" if dear else ""
+        for word, opening in _OPENINGS.items():
+            mine = {row: results_of(found[row, column]) for row in told if told[row][0] == word}
+            line += f". {opening}: {_by_dataset(mine)}" if mine else ""
+        few = Counter(len(found[row, column]) for row in told if len(found[row, column]) < DECIDES)
+        line += "".join(f". Not decided, {runs(n)}: {count} rows" for n, count in sorted(few.items()))
         lines.append(line + ".")
     return lines or [f"No record at profile {results.shown} is there yet."]
 
 
-def _by_dataset(asr: dict[tuple[str, str], float]) -> str:
-    """The attacks on each dataset with their ASR in percent, in words."""
+_OPENINGS = {
+    "weakens": "Weakens it",
+    "leaves": "Leaves it",
+    UNBOUNDED: "Has no admissible threshold",
+    "not decided: the seeds disagree": "The seeds disagree",
+}
+
+
+def _by_dataset(records: dict[tuple[str, str], list[Record]]) -> str:
+    """The attacks on each dataset, with their mean ASR in percent where there is a result, in words."""
     found: dict[str, list[str]] = {}
-    for (attack, dataset), value in asr.items():
+    for (attack, dataset), mine in records.items():
         name = ATTACK_LABELS[attack].partition(" (")[0].removeprefix("BadNets, ")
-        found.setdefault(TITLES[dataset], []).append(f"{name} {value:.0f}")
-    return "; ".join(f"{dataset}: {', '.join(names)}" for dataset, names in found.items())
+        asr = f" {measured(mine, 'asr').mean:.0f}" if mine else ""
+        found.setdefault(TITLES[dataset], []).append(name + asr)
+    return "; ".join(f"{dataset} {', '.join(names)}" for dataset, names in found.items())
 
 
 def attackers(results: Results) -> list[str]:
-    """What each attacker who knows a defense gains over BadNets there, and what it costs in accuracy to begin with."""
-    found, none = pairs(results), Column("none")
+    """What each attacker who knows a defense gains over BadNets there, and what it costs in accuracy to begin with.
+
+    Every difference is paired by seed.
+    """
+    found = grouped(results)
     lines = []
-    for row in results.experiment.rows(results.profile):
+    for row in taken(results):
         attack, dataset = row
         plain = ("badnets", dataset)
-        if attack not in AIMED or not {(row, none), (plain, none)} <= found.keys():
+        if attack not in AIMED or (plain, NONE) not in found:
             continue
         told = [
-            f"{column.label} {found[row, column][1].mean:.0f} ({found[plain, column][1].mean:.0f})"
+            f"{column.label} {_beside(found[row, column], found[plain, column], 'asr')}"
             for column in map(Column, AIMED[attack])
             if {(row, column), (plain, column)} <= found.keys()
         ]
-        acc = [found[place, none][0].mean for place in (row, plain)]
-        line = f"**{row_label(row)}**: ACC without a defense {acc[0]:.1f} % ({acc[1]:.1f})"
-        lines.append(f"{line}; ASR in percent after {', '.join(told)}." if told else f"{line}.")
+        line = f"**{row_label(row)}**: ACC without a defense {_beside(found[row, NONE], found[plain, NONE], 'acc')}"
+        lines.append(f"{line}; ASR after {', '.join(told)}." if told else f"{line}.")
     return lines
 
 
+def _beside(mine: list[Record], other: list[Record], metric: str) -> str:
+    """A mean in percent and its difference from another, as text."""
+    change, mean = paired(mine, other, metric), measured(mine, metric).mean
+    return f"{mean:.1f}" + (f" ({change.mean:+.1f}, {change.spread(sign='+')})" if change else "")
+
+
 def table(results: Results) -> pd.DataFrame:
-    """A line for each dataset, attack and defense, as text: ACC and ASR in percent, the change of ACC, the images that
-    were trained on or seen, the seconds that it took, and the number of seeds."""
-    found, records = pairs(results), grouped(results)
-    lines = []
+    """A line for each dataset, attack and defense, as text: ACC and ASR in percent, the change of ACC paired by seed,
+    the images that were trained on or seen, the seconds that it took, and the number of seeds.
+
+    Attacks that did not take are left out.
+    """
+    found, hidden = grouped(results), set(results.experiment.rows(results.profile)) - set(taken(results))
+    places, lines = results.experiment.places(results.profile), []
     for row in results.experiment.rows(results.profile):
-        before = found.get((row, Column("none")))
+        if row in hidden and (row, NONE) in found:
+            continue
         for column in results.experiment.columns():
             attack, dataset = row
             line = {"dataset": TITLES[dataset], "attack": ATTACK_LABELS[attack], "defense": column.label}
-            if (row, column) not in found:
-                lines.append(
-                    line | dict.fromkeys(("ACC", "ASR", "ACC change", "images", "seconds", "seeds"), "missing")
-                )
-                continue
-            acc, asr = found[row, column]
-            mine = records[row, column]
-            lines.append(
-                line
-                | {
-                    "ACC": acc.text(),
-                    "ASR": asr.text(),
-                    "ACC change": f"{acc.mean - before[0].mean:+.1f}" if before else "–",
-                    "images": f"{fmean(r.effort['images'] for r in mine):,.0f}",
-                    "seconds": f"{fmean(map(seconds, mine)):,.0f}",
-                    "seeds": str(len(mine)),
-                }
-            )
-    return pd.DataFrame(lines)
+            mine = found.get((row, column), [])
+            gap = "missing" if (row, column) in places else "–"
+            lines.append(line | (_numbers(mine, found.get((row, NONE), [])) if mine else dict.fromkeys(_HEADS, gap)))
+    return pd.DataFrame(lines, columns=["dataset", "attack", "defense", *_HEADS])
+
+
+_HEADS = ("ACC", "ASR", "ACC change", "images", "seconds", "seeds")
+
+
+def _numbers(mine: list[Record], before: list[Record]) -> dict[str, str]:
+    """The numbers of one line of the table, as text."""
+    known = results_of(mine)
+    texts = dict.fromkeys(("ACC", "ASR", "ACC change"), "no threshold")
+    if known:
+        change = paired(known, before, "acc")
+        texts = {metric.upper(): measured(known, metric).text() for metric in METRICS}
+        texts["ACC change"] = change.text(sign="+") if change else "–"
+    return texts | {
+        "images": f"{fmean(r.effort['images'] for r in mine):,.0f}",
+        "seconds": f"{fmean(map(seconds, mine)):,.0f}",
+        "seeds": runs(len(mine)).removesuffix(" seeds"),
+    }
 
 
 def sortable(results: Results) -> str:
@@ -149,58 +221,15 @@ def sortable(results: Results) -> str:
 
 
 def figure(results: Results) -> Any:
-    """A heat map of ASR: rows are attacks on datasets, columns defenses; a number below it where accuracy fell."""
-    import matplotlib.pyplot as plt
-    import numpy as np
-    import seaborn as sns
-
-    found, columns = pairs(results), results.experiment.columns()
-    rows = [row for row in results.experiment.rows(results.profile) if any((row, c) in found for c in columns)]
-    values = np.array([[found[r, c][1].mean if (r, c) in found else np.nan for c in columns] for r in rows])
-    sns.set_theme(style="white", context="notebook")
-    drawing, axis = plt.subplots(figsize=(11, 0.52 * max(1, len(rows)) + 1.9), layout="constrained", dpi=160)
-    if rows:
-        sns.heatmap(
-            values,
-            vmin=0,
-            vmax=100,
-            cmap=sns.color_palette("blend:#e8f1f5,#f6d5a8,#c2410c,#5c1a08", as_cmap=True),
-            linewidths=1.5,
-            ax=axis,
-            cbar_kws={"label": "ASR, percent", "fraction": 0.02, "pad": 0.01},
-        )
-        for y, row in enumerate(rows):
-            for x, column in enumerate(columns):
-                if (row, column) not in found:
-                    axis.text(x + 0.5, y + 0.5, "–", ha="center", va="center", color="0.5")
-                    continue
-                acc, asr = found[row, column]
-                before = found.get((row, Column("none")), (acc, asr))
-                fell = before[0].mean - acc.mean > COST
-                ink = "white" if asr.mean > 45 else "0.15"
-                axis.text(x + 0.5, y + (0.36 if fell else 0.5), f"{asr.mean:.0f}", ha="center", va="center", color=ink)
-                if fell:
-                    lost = f"ACC {acc.mean - before[0].mean:.0f}"
-                    axis.text(x + 0.5, y + 0.72, lost, ha="center", va="center", color=ink, fontsize=8)
-    axis.set_xticks(np.arange(len(columns)) + 0.5, [c.label for c in columns], rotation=40, ha="left")
-    axis.xaxis.tick_top()
-    axis.set_yticks(np.arange(len(rows)) + 0.5, [row_label(row) for row in rows], rotation=0)
-    axis.tick_params(length=0)
-    ours = [x for x, c in enumerate(columns) if c.defense in BOUNDS]
-    for place in (1, min(ours, default=0)):  # beside "No Defense", and before what is ours
-        axis.axvline(place, color="0.1", linewidth=2)
-    for y in range(1, len(rows)):
-        if rows[y][1] != rows[y - 1][1]:
-            axis.axhline(y, color="0.1", linewidth=2)
-    plt.close(drawing)
-    return drawing
+    """A heat map of ASR over the attacks that took; those that did not are named below it."""
+    return heatmap.figure(results, taken(results), COST, not_taken(results))
 
 
 def glued(results: Results) -> dict[str, Any]:
-    """What other pages take from this one: how often each kind of defense removes a backdoor that took."""
-    found, rows = pairs(results), taken(results)
-    counts: dict[str, Any] = {"defenses_rows": len(rows), "defenses_profile": results.shown}
+    """What other pages take from this one: in how many rows each defense removes a backdoor that took, at no cost."""
+    counts: dict[str, Any] = {"defenses_rows": len(taken(results)), "defenses_profile": results.shown}
     for column in results.experiment.columns()[1:]:
-        told = [outcome(found[r, Column("none")], found[r, column]) for r in rows if (r, column) in found]
-        counts[f"defenses_{column.defense}_removes"] = sum(word == "removes" and not costly for word, costly in told)
+        told = outcomes(results, column).values()
+        counts[f"defenses_{column.defense}_removes"] = sum(word == "removes" and dear is False for word, dear in told)
+        counts[f"defenses_{column.defense}_decided"] = sum(not word.startswith("not decided") for word, _ in told)
     return counts

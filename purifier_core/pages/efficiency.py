@@ -10,11 +10,13 @@ import pandas as pd
 
 from purifier_core.config import LABELS
 from purifier_core.experiments.grids import Column
-from purifier_core.pages.report import METRICS, estimate, grouped
+from purifier_core.pages import drawing, inside
+from purifier_core.pages.report import TITLES, grouped
+from purifier_core.pages.statistics import Estimate, estimate, measured, results_of, runs, took
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
-_TITLES = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}  # as the paper prints them
+PRINTED = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}  # as the paper prints them
 
 
 def per_epoch(asr: float, epochs: float) -> float:
@@ -27,114 +29,143 @@ def by_column(results: Results) -> dict[tuple[Any, Column], list[Record]]:
     return {key: mine for key, mine in grouped(results).items() if key[1].defense != "none"}
 
 
+def by_seed(results: Results) -> dict[tuple[Any, Column], Estimate]:
+    """Our bars in percent per epoch, seed by seed, by dataset and column; ANP without a threshold has none."""
+    known = {place: results_of(mine) for place, mine in by_column(results).items()}
+    return {
+        place: estimate({r.cell.seed: per_epoch(r.asr or 0.0, r.effort["epochs"]) / 100 for r in mine})
+        for place, mine in known.items()
+        if mine
+    }
+
+
 def bars(results: Results) -> pd.DataFrame:
-    """One line for each bar, published and ours: dataset, method, source, percent per epoch."""
+    """One line for each bar, published and ours: dataset, method, source, percent per epoch (ours: the mean)."""
     stated = published("figure13").set_index(["dataset", "method"]).one_minus_asr_per_epoch_percent
     lines = []
-    for row in results.experiment.rows(results.profile):
-        for column in results.experiment.columns():
-            if column.defense != "none":  # the paper's one bar of a module stands beside each of ours
-                value = stated[_TITLES[row], LABELS[column.defense]]
-                lines.append({"dataset": _TITLES[row], "method": column.label, "source": "published", "value": value})
-    for (name, column), found in by_column(results).items():
-        value = sum(per_epoch(r.asr or 0.0, r.effort["epochs"]) for r in found) / len(found)
-        lines.append({"dataset": _TITLES[name], "method": column.label, "source": "ours", "value": value})
+    for row, column in results.experiment.places(results.profile):
+        if column.defense != "none":  # the paper's one bar of a module stands beside each of ours
+            value = stated[PRINTED[row], LABELS[column.defense]]
+            lines.append({"dataset": PRINTED[row], "method": column.label, "source": "published", "value": value})
+    for (name, column), mine in by_seed(results).items():
+        lines.append({"dataset": PRINTED[name], "method": column.label, "source": "ours", "value": mine.mean})
     return pd.DataFrame(lines)
 
 
 def table(results: Results) -> pd.DataFrame:
-    """The bars as text: a line for each dataset and source, a column for each method, percent per epoch."""
-    wide = bars(results).pivot_table(index=["dataset", "source"], columns="method", values="value", sort=False)
-    return wide.sort_index(ascending=[True, False]).map(lambda v: "–" if pd.isna(v) else f"{v:.2f}")
+    """The bars as text, percent per epoch: for each dataset the published line, ours, and the number of seeds."""
+    every = bars(results)
+    stated = every[every.source == "published"].set_index(["dataset", "method"]).value
+    ours, found = by_seed(results), by_column(results)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row, column in results.experiment.places(results.profile):
+        if column.defense == "none":
+            continue
+        value = ours.get((row, column))
+        texts = {
+            "published": f"{stated[PRINTED[row], column.label]:.2f}",
+            "ours": value.text(2) if value else "no threshold" if (row, column) in found else "missing",
+            "n": str(len(found.get((row, column), []))),
+        }
+        for source, text in texts.items():
+            lines.setdefault((PRINTED[row], source), {})[column.label] = text
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["dataset", "%"])
+    return frame
 
 
 def figure(results: Results) -> Any:
-    """The grouped bars with their values, published above and ours below, on one scale."""
+    """The bars, a panel for each dataset: published as rings, ours as means with a dot for each seed."""
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
-    sns.set_theme(style="whitegrid", context="notebook")
-    every = bars(results)
-    order, hues = list(dict.fromkeys(every.method)), list(dict.fromkeys(every.dataset))
-    drawing, axes = plt.subplots(2, 1, figsize=(9, 6.4), sharey=True, layout="constrained", dpi=160)
-    for axis, source in zip(axes, ("published", "ours"), strict=True):
-        shown = every[every.source == source]
-        title = source if source == "published" else f"ours ({results.shown})"
-        axis.set_title(title, loc="left", fontsize=11)
-        axis.set_ylabel("(1 - ASR) / epochs, %")
-        if shown.empty:
-            continue
-        sns.barplot(
-            shown, x="method", y="value", hue="dataset", order=order, hue_order=hues, ax=axis, palette="colorblind"
-        )
-        for bar in axis.containers:
-            axis.bar_label(bar, fmt="%.2f", fontsize=7, padding=2, rotation=90)
-        axis.set_xlabel("")
-        axis.tick_params(axis="x", labelrotation=30, labelsize=9)
-        axis.legend(title="", frameon=False, ncols=3, loc="upper left", fontsize=9)
-        axis.margins(y=0.3)
-    plt.close(drawing)
-    return drawing
+    stated = bars(results).query("source == 'published'").set_index(["dataset", "method"]).value
+    ours, found = by_seed(results), by_column(results)
+    rows, columns = results.experiment.rows(results.profile), _defenses(results)
+    drawing.theme()
+    size = (drawing.WIDTH, 0.34 * len(columns) + 1.7)
+    picture, axes = plt.subplots(
+        1, len(rows), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained", dpi=160
+    )
+    for axis, row in zip(axes[0], rows, strict=True):
+        for place, column in enumerate(columns):
+            axis.scatter(stated[PRINTED[row], column.label], place, **drawing.PUBLISHED_MARK, zorder=4)
+            if value := ours.get((row, column)):
+                axis.barh(place, value.mean, 0.5, color=drawing.OURS, alpha=0.25, linewidth=0)
+                drawing.seeds(axis, value, place)
+            else:
+                gap = "no threshold" if (row, column) in found else "missing"
+                axis.text(0, place + 0.34, gap, fontsize=9, color="0.35", va="center")
+        axis.set_title(TITLES[row], loc="left", fontsize=10.5)
+        axis.set_xlabel("% per epoch")
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(columns)), [column.label for column in columns])
+    axes[0, 0].set_ylim(len(columns) - 0.4, -0.6)
+    axes[0, 0].set_xlim(left=-0.3)
+    drawing.legend(picture)
+    plt.close(picture)
+    return picture
+
+
+def _defenses(results: Results) -> list[Column]:
+    return [column for column in results.experiment.columns() if column.defense != "none"]
 
 
 def reading(results: Results) -> list[str]:
     """One line for each dataset: the bars of ours that come nearest to their own ceiling of 100 / epochs."""
     lines = []
+    every = grouped(results)
     for row in results.experiment.rows(results.profile):
-        mine = {c: found for (name, c), found in by_column(results).items() if name == row}
-        full = [c.label for c, found in mine.items() if all((r.asr or 0.0) <= 0.05 for r in found)]
-        if mine:
+        mine = {c: results_of(found) for (name, c), found in by_column(results).items() if name == row}
+        start = every.get((row, Column("none")), [])
+        if start and not took(start):
             lines.append(
-                f"{_TITLES[row]} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs are "
-                f"{', '.join(full) or 'none'}; there the bar tells the number of epochs, and nothing else."
+                f"On {PRINTED[row]} the backdoor did not take: before any defense ASR is "
+                f"{measured(start, 'asr').text()} %. Its bars tell nothing about a defense."
             )
-        start = [
-            r for (name, c), found in grouped(results).items() if name == row and c.defense == "none" for r in found
-        ]
-        if start and (asr := 100 * sum(r.asr or 0.0 for r in start) / len(start)) < 90:
+        elif mine:
+            full = [
+                f"{c.label} ({runs(len(f))})" for c, f in mine.items() if f and all((r.asr or 0.0) <= 0.05 for r in f)
+            ]
             lines.append(
-                f"On {_TITLES[row]} the backdoor did not take: before any defense ASR is {asr:.1f} %. Its bars tell "
-                "nothing about a defense."
+                f"{PRINTED[row]} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs in every seed "
+                f"are {', '.join(full) or 'none'}; there the bar tells the number of epochs, and nothing else."
             )
-    return lines or [f"No record at profile {results.shown} is there yet."]
+    return [*lines, *inside.notes(results)] or [f"No record at profile {results.shown} is there yet."]
 
 
 def cost(results: Results) -> Any:
-    """ASR and ACC against what the metric hides: seconds of defense, and images seen in training."""
+    """What the metric hides: images seen in training, and seconds. A row for each method, a dot for each seed."""
     import matplotlib.pyplot as plt
-    import seaborn as sns
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    sns.set_theme(style="whitegrid", context="notebook")
-    found = by_column(results)
-    columns = list(dict.fromkeys(column for _, column in found))
-    colours = dict(zip(columns, sns.color_palette("husl", max(1, len(columns))), strict=False))
-    markers = dict(zip(results.experiment.rows(results.profile), "osD", strict=False))
-    drawing, axes = plt.subplots(2, 2, figsize=(9, 7), sharex="col", sharey="row", layout="constrained", dpi=160)
-    for (name, column), mine in found.items():
-        for across, key in enumerate(("seconds", "images")):
-            for down, metric in enumerate(METRICS):
-                x = sum(r.effort[key] for r in mine) / len(mine)
-                value = estimate({r.cell.seed: getattr(r, metric) for r in mine})
-                axes[down, across].errorbar(
-                    x,
-                    value.mean,
-                    yerr=[[value.mean - value.low], [value.high - value.mean]],
-                    fmt=markers[name],
-                    color=colours[column],
-                    markersize=7,
-                )
-    for down, metric in enumerate(METRICS):
-        axes[down, 0].set_ylabel(f"{metric.upper()}, %")
-        axes[down, 0].set_ylim(-4, 104)  # an interval over two seeds may reach far beyond
-    for across, label in enumerate(("seconds of defense", "images seen in training")):
-        axes[1, across].set_xlabel(label)
-        axes[1, across].set_xscale("log")
-        axes[1, across].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes[1, across].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes[1, across].xaxis.set_minor_formatter(NullFormatter())
-    handles = [plt.Line2D([], [], marker="o", linestyle="", color=colours[c], label=c.label) for c in columns]
-    handles += [plt.Line2D([], [], marker=m, linestyle="", color="0.3", label=_TITLES[n]) for n, m in markers.items()]
-    drawing.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    plt.close(drawing)
-    return drawing
+    found, columns, rows = by_column(results), _defenses(results), results.experiment.rows(results.profile)
+    colours = dict(zip(rows, ("#0f766e", "#c2410c", "#4338ca"), strict=False))
+    heights = {row: 0.24 * (number - (len(rows) - 1) / 2) for number, row in enumerate(rows)}
+    drawing.theme()
+    size = (drawing.WIDTH, 0.36 * len(columns) + 1.6)
+    picture, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained", dpi=160)
+    for axis, (key, words) in zip(axes, (("images", "images trained on"), ("seconds", "seconds")), strict=True):
+        for (row, column), mine in found.items():
+            place = columns.index(column) + heights[row]
+            colour = colours[row]
+            filled = {"facecolor": colour if len(mine) > 1 else "white", "edgecolor": colour, "linewidth": 1.2}
+            axis.scatter([r.effort[key] for r in mine], [place] * len(mine), s=20, alpha=0.85, **filled)
+        axis.set_xscale("log")
+        axis.set_xlabel(words)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        for place in range(len(columns) - 1):
+            axis.axhline(place + 0.5, color="0.85", linewidth=0.8)
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(columns)), [column.label for column in columns])
+    axes[0].set_ylim(len(columns) - 0.5, -0.5)
+    handles = [plt.Line2D([], [], linestyle="", marker="o", color=colours[row], label=TITLES[row]) for row in rows]
+    picture.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False)
+    plt.close(picture)
+    return picture
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:,.0f}k" if value >= 1000 else f"{value:g}"

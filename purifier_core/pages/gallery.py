@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from purifier_core.config import ATTACKS
-from purifier_core.pages.report import METRICS, TITLES, estimate, grouped
+from purifier_core.pages.report import METRICS, TITLES, grouped
+from purifier_core.pages.statistics import TAKEN, measured, took
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
@@ -17,7 +18,7 @@ LABELS = {
     "trojan": "Trojan",
     "blend": "Blend",
     "sig": "SIG",
-    "cl": "CL (patch)",
+    "cl": "CL",
     "adaptive_purifier": "BadNets, knows Purifier",
     "adaptive_bound": "BadNets, knows bounds",
 }
@@ -29,15 +30,15 @@ def by_attack(results: Results) -> dict[tuple[str, str], list[Record]]:
 
 
 def table(results: Results) -> pd.DataFrame:
-    """ACC and ASR in percent of the undefended network: lines by dataset and metric, columns by attack, as text."""
+    """ACC and ASR in percent of the undefended network, and the number of seeds: a column for each attack, as text."""
     found = by_attack(results)
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for attack, dataset in results.experiment.rows(results.profile):
         mine = found.get((attack, dataset), [])
         for metric in METRICS:
-            value = estimate({r.cell.seed: getattr(r, metric) for r in mine}) if mine else None
-            shown = "missing" if value is None else value.text(2)
+            shown = measured(mine, metric).text(2) if mine else "missing"
             lines.setdefault((TITLES[dataset], metric.upper()), {})[LABELS[attack]] = shown
+        lines.setdefault((TITLES[dataset], "n"), {})[LABELS[attack]] = str(len(mine))
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["dataset", "%"])
     return frame
@@ -47,18 +48,14 @@ def reading(results: Results) -> list[str]:
     """Which attacks took, and which did not, from the records alone."""
     lines = []
     for dataset in dict.fromkeys(dataset for _, dataset in results.experiment.rows(results.profile)):
-        asr = {
-            attack: estimate({r.cell.seed: r.asr or 0.0 for r in mine}).mean
-            for (attack, name), mine in by_attack(results).items()
-            if name == dataset
-        }
-        strong = [LABELS[a] for a, value in asr.items() if value >= 90]
-        weak = [f"{LABELS[a]} ({value:.1f} %)" for a, value in asr.items() if value < 90]
-        if asr:
-            lines.append(
-                f"{TITLES[dataset]} (profile {results.shown}): an ASR of 90 % or more for "
-                f"{', '.join(strong) or 'none'}; less for {', '.join(weak) or 'none'}."
+        there = {attack: mine for (attack, name), mine in by_attack(results).items() if name == dataset}
+        strong = [LABELS[attack] for attack, mine in there.items() if took(mine)]
+        weak = [f"{LABELS[a]} (ASR {measured(m, 'asr').text()})" for a, m in there.items() if not took(m)]
+        if there:
+            line = (
+                f"{TITLES[dataset]} (profile {results.shown}): an ASR of {100 * TAKEN:g} % or more in every seed for "
             )
+            lines.append(f"{line}{', '.join(strong) or 'none'}. Did not take: {', '.join(weak) or 'none'}.")
     return lines or [f"No record at profile {results.shown} is there yet."]
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.experiments.grids import Experiment
+from purifier_core.experiments.grids import Column, Experiment
 from purifier_core.pages.report import grouped, row_head, row_label
+from purifier_core.pages.statistics import results_of, runs
 from purifier_core.runner import Results
 
 
@@ -41,18 +42,42 @@ def _mean(fractions: Iterable[float]) -> str:
     return f"{100 * fmean(fractions):.1f}"
 
 
-def isolation(results: Results) -> list[str]:
-    """A sentence for each row on the images that ABL isolated and then unlearned, seed by seed."""
-    lines = []
-    for (row, column), found in grouped(results).items():
-        if column.defense != "abl":
+def place_label(results: Results, place: tuple[Any, Column]) -> str:
+    """A place of a table by its row, in words."""
+    return row_label(results.experiment, place[0])
+
+
+def isolation(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
+    """A line on the images that ABL isolated and then unlearned, seed by seed. `label` names a place (row, column)."""
+    told, seen = [], set()
+    for place, mine in grouped(results).items():
+        if mine[0].cell.defense != "abl" or mine[0].cell in seen:
             continue
-        shares = ", ".join(f"{100 * r.diagnostics['isolation_precision']:.1f} %" for r in found)
-        count = ", ".join(dict.fromkeys(f"{r.diagnostics['isolated']:,}" for r in found))
-        chance = 100 * found[0].cell.poison_ratio / (1 + found[0].cell.poison_ratio)
-        lines.append(
-            f"ABL at {row_label(results.experiment, row)}: of the {count} images that it isolated, {shares} carry the "
-            f"trigger (one value for each seed, {', '.join(str(r.cell.seed) for r in found)}); chance would give "
-            f"{chance:.1f} %. What it isolated is what it unlearned."
-        )
-    return lines or ["No record of ABL is there yet."]
+        seen.add(mine[0].cell)
+        shares = ", ".join(f"{100 * r.diagnostics['isolation_precision']:.1f}" for r in mine)
+        count = ", ".join(dict.fromkeys(f"{r.diagnostics['isolated']:,}" for r in mine))
+        chance = 100 * mine[0].cell.poison_ratio / (1 + mine[0].cell.poison_ratio)
+        told.append(f"{label(results, place)}: {shares} % of {count} images (chance: {chance:.1f} %)")
+    if not told:
+        return []
+    return [
+        "ABL unlearns what it isolated, whatever that is. The share of it that carries the trigger, one value for each "
+        f"seed: {'; '.join(told)}."
+    ]
+
+
+def thresholds(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
+    """A line on where ANP found no admissible threshold; its records there hold the untouched network."""
+    told = []
+    for place, mine in grouped(results).items():
+        if refused := len(mine) - len(results_of(mine)):
+            count = runs(len(mine)) if len(mine) == 1 else f"{refused} of {runs(len(mine))}"
+            told.append(f"{label(results, place)} ({count})")
+    if not told:
+        return []
+    return [f"ANP has no admissible threshold, and so no result: {'; '.join(told)}."]
+
+
+def notes(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
+    """What has to stand beside the numbers of ABL and ANP."""
+    return [*isolation(results, label), *thresholds(results, label)]

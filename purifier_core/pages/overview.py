@@ -20,7 +20,7 @@ from purifier_core.pages.seeds import Decision, Run, ask, numbers_by_run, publis
 from purifier_core.pages.statistics import TAKEN, estimate
 from purifier_core.profiles import PROFILES
 from purifier_core.records import Record, Store, current
-from purifier_core.runner import Results, look_up, widened
+from purifier_core.runner import Results, begun, look_up, widened
 
 NEAR = 2.0
 
@@ -74,7 +74,7 @@ def progress(store: Store | None = None) -> pd.DataFrame:
     lines = {}
     for name, kind in EXPERIMENTS.items():
         for profile in PROFILES:
-            cells = widened(kind(), profile, set(done)).cells(profile)
+            cells = begun(widened(kind(), profile, set(done)), profile, set(done))
             there = [done[c] for c in cells if c in done]
             lines[name, profile] = {
                 "cells": len(cells),

@@ -10,13 +10,14 @@ from purifier_core.config import GRANULARITIES, INITS, LABELS
 from purifier_core.experiments.beyond import Setting
 from purifier_core.experiments.grids import Column, module
 from purifier_core.experiments.supplement import Table3
-from purifier_core.pages import report
-from purifier_core.pages.report import METRICS, TITLES, Estimate, estimate, estimates, grouped
+from purifier_core.pages import drawing, report
+from purifier_core.pages.report import METRICS, TITLES, estimates, grouped
+from purifier_core.pages.statistics import Estimate, decided, estimate, paired, runs
 from purifier_core.records import Record
 from purifier_core.runner import Results
 
 _NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
-_ANSWERS = (("the image's class", "#0f766e"), ("the mask's class", "#c2410c"), ("neither", "0.8"))
+_ANSWERS = {"label": ("the image's class", "#0f766e"), "mask": ("the mask's class", "#c2410c")}
 
 
 def setting_label(setting: Setting) -> str:
@@ -33,25 +34,23 @@ def paper_values() -> dict[tuple[int, str, str], float]:
 
 
 def table(results: Results) -> pd.DataFrame:
-    """ACC / ASR in percent, means over seeds: a line for each setting and module, a column for each reading."""
-    ours, paper = estimates(results), paper_values()
-
-    def pair(setting: Setting, where: Column) -> str:
-        found = [ours.get((setting, where, metric)) for metric in METRICS]
-        return " / ".join(f"{value.mean:.1f}" for value in found if value) or "missing"
-
+    """ACC and ASR in percent, mean and range: two lines for each setting and module, a column for each reading."""
+    ours, paper, behind = estimates(results), paper_values(), grouped(results)
     lines = {}
     for setting in results.experiment.rows(results.profile):
         for granularity in GRANULARITIES:
-            stated = [paper.get((setting.clean_size, granularity, metric)) for metric in METRICS]
-            known = setting.dataset == "mnist" and None not in stated
-            lines[setting_label(setting), LABELS[granularity]] = {
-                "published": " / ".join(f"{value:.1f}" for value in stated) if known else "–",
-                **{init: pair(setting, module(granularity, init)) for init in INITS},
-                "from scratch": pair(setting, Column("scratch")),
-            }
+            columns = {init: module(granularity, init) for init in INITS} | {"from scratch": Column("scratch")}
+            counts = sorted({len(mine) for c in columns.values() if (mine := behind.get((setting, c)))})
+            for metric in METRICS:
+                stated = paper.get((setting.clean_size, granularity, metric)) if setting.dataset == "mnist" else None
+                values = {name: ours.get((setting, column, metric)) for name, column in columns.items()}
+                lines[setting_label(setting), LABELS[granularity], metric.upper()] = {
+                    "published": "–" if stated is None else f"{stated:.1f}",
+                    **{name: value.text() if value else "missing" for name, value in values.items()},
+                    "n": " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:])))) or "–",
+                }
     frame = pd.DataFrame.from_dict(lines, orient="index")
-    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["clean images", "ACC / ASR, %"])
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["clean images", "module", "%"])
     return frame
 
 
@@ -103,25 +102,41 @@ def distance_table(results: Results) -> pd.DataFrame:
         gaps = distances(results, rows)
         for init in nearest(gaps):
             lines[name, init] = {metric.upper(): gaps[init, metric].text() for metric in METRICS}
-    frame = pd.DataFrame.from_dict(lines, orient="index", columns=[m.upper() for m in METRICS])
+            lines[name, init]["n"] = str(gaps[init, "acc"].n)
+    frame = pd.DataFrame.from_dict(lines, orient="index", columns=[*(m.upper() for m in METRICS), "n"])
     if lines:
         frame.index = pd.MultiIndex.from_tuples(list(lines), names=["clean images", "init"])
     return frame
 
 
+def verdict(gaps: dict[tuple[str, str], Estimate]) -> str:
+    """The reading that is nearest in every seed that all readings have; "not decided: ..." by the one rule."""
+    inits = nearest(gaps)
+    sums = {
+        init: dict(
+            zip(
+                gaps[init, "acc"].seeds,
+                map(sum, zip(*(gaps[init, m].values for m in METRICS), strict=True)),
+                strict=True,
+            )
+        )
+        for init in inits
+    }
+    shared = sorted(set.intersection(*map(set, sums.values())))
+    return decided([min(inits, key=lambda init: sums[init][seed]) for seed in shared])
+
+
 def trend(results: Results) -> pd.DataFrame:
-    """What ACC gains from 3,000 to 6,000 clean images, in points: published, and each reading with its interval."""
+    """What ACC gains from 3,000 to 6,000 clean images, in points: published, and each reading, paired by seed."""
     paper, found = paper_values(), grouped(results)
-    ends = [Setting("mnist", "vgg16", size) for size in (3000, 6000)]
+    small, large = (Setting("mnist", "vgg16", size) for size in (3000, 6000))
     lines = {}
     for g in GRANULARITIES:
         line = {"published": f"{paper[6000, g, 'acc'] - paper[3000, g, 'acc']:+.2f}"}
         for init in INITS:
-            small, large = ({r.cell.seed: r.acc or 0.0 for r in found.get((e, module(g, init)), [])} for e in ends)
-            both = {seed: large[seed] - small[seed] for seed in small.keys() & large.keys()}
-            line[init] = "missing"
-            if both:
-                line[init] = estimate(both).text(2, "+")
+            before, after = (found.get((end, module(g, init)), []) for end in (small, large))
+            gain = paired(after, before, "acc")
+            line[init] = gain.text(2, "+") if gain else "missing"
         lines[LABELS[g]] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -133,20 +148,21 @@ def reading(results: Results) -> list[str]:
         if gaps := distances(results, rows):
             init = nearest(gaps)[0]
             acc, asr = (gaps[init, metric] for metric in METRICS)
+            told = verdict(gaps)
             lines.append(
-                f"{name} clean images: nearest to the published Purifier columns of Table 3 is init={init}, on the "
-                f"mean {acc.mean:.1f} points away in ACC and {asr.mean:.1f} in ASR (profile {results.shown}; seeds: "
-                f"{len(acc.seeds)})."
+                f"{name} clean images: nearest to the published Purifier columns of Table 3 is init={init}, "
+                f"{acc.text()} points away in ACC and {asr.text()} in ASR (profile {results.shown}; {runs(acc.n)}; "
+                f"{'nearest in every seed' if told == init else told})."
             )
     ours = estimates(results)
     for setting in results.experiment.rows(results.profile):
         alone = ours.get((setting, Column("scratch"), "acc"))
-        best = {g: value.mean for g in GRANULARITIES if (value := ours.get((setting, module(g, "random"), "acc")))}
+        best = {g: value for g in GRANULARITIES if (value := ours.get((setting, module(g, "random"), "acc")))}
         if alone and best:
-            name = max(best, key=lambda g: best[g])
+            name = max(best, key=lambda g: best[g].mean)
             lines.append(
                 f"{setting_label(setting)}: the same network trained on the clean images alone reaches an ACC of "
-                f"{alone.mean:.1f} %; with the best module from fresh weights, {LABELS[name]}, {best[name]:.1f} %."
+                f"{alone.text()} %; with the best module from fresh weights, {LABELS[name]}, {best[name].text()} %."
             )
     return lines or [f"No record at profile {results.shown} is there yet."]
 
@@ -206,35 +222,43 @@ def masks(results: Results, setting: Setting) -> dict[tuple[str, str], list[Reco
 
 
 def figure(results: Results) -> Any:
-    """What the network answers to a clean image when every mask is that of one wrong class: image, mask, or neither."""
+    """What the network answers to a clean image when every mask is that of one wrong class: the image's class, or the
+    mask's; a dot for each seed."""
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
-    sns.set_theme(style="white", context="notebook")
     settings = [s for s in results.experiment.rows(results.profile) if s.augment and masks(results, s)]
     settings = [s for s in settings if s.dataset != "mnist" or s.clean_size == 3000]
     lines = [(g, init) for g in GRANULARITIES for init in INITS]
-    drawing, axes = plt.subplots(
-        1, max(1, len(settings)), figsize=(9, 4.2), sharey=True, squeeze=False, layout="constrained", dpi=160
+    drawing.theme()
+    picture, axes = plt.subplots(
+        1,
+        max(1, len(settings)),
+        figsize=(drawing.WIDTH, 4.8),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+        dpi=160,
     )
     for axis, setting in zip(axes[0], settings, strict=False):
+        tests = masks(results, setting)
         for place, line in enumerate(lines):
-            tests = [r.diagnostics["clean"]["wrong_mask"] for r in masks(results, setting).get(line, [])]
-            if not tests:
-                axis.text(2, place, "missing", fontsize=9, color="0.4", va="center")
-                continue
-            image, mask = (100 * fmean(t[answer] for t in tests) for answer in ("label", "mask"))
-            left = 0.0
-            for (_, colour), width in zip(_ANSWERS, (image, mask, 100 - image - mask), strict=True):
-                axis.barh(place, width, 0.8, left=left, color=colour, linewidth=0)
-                left += width
-        axis.set_title(f"{TITLES[setting.dataset]}, {_NETWORKS[setting.network]}", fontsize=11, loc="left")
-        axis.set_xlim(0, 100)
-        axis.set_xlabel("% of clean test images", fontsize=10)
-        sns.despine(ax=axis, left=True)
-    axes[0, 0].set_yticks(range(len(lines)), [f"{LABELS[g]} ({init})" for g, init in lines], fontsize=10)
-    axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, label=words) for words, colour in _ANSWERS]
-    drawing.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=10)
-    plt.close(drawing)
-    return drawing
+            if line not in tests:
+                axis.text(2, place, "missing", color="0.4", va="center")
+            for answer, (_, colour) in _ANSWERS.items():
+                if line in tests:
+                    shares = {r.cell.seed: r.diagnostics["clean"]["wrong_mask"][answer] for r in tests[line]}
+                    drawing.seeds(axis, estimate(shares), place, colour)
+        axis.set_title(f"{TITLES[setting.dataset]},\n{_NETWORKS[setting.network]}", fontsize=10.5, loc="left")
+        axis.set_xlim(-6, 106)
+        axis.set_xlabel("% of images")
+        axis.grid(axis="y", visible=False)
+        for line_above in (2.5, 5.5):
+            axis.axhline(line_above, color="0.2", linewidth=0.8)
+    axes[0, 0].set_yticks(range(len(lines)), [f"{LABELS[g]} ({init})" for g, init in lines])
+    axes[0, 0].set_ylim(len(lines) - 0.4, -0.6)
+    handles = [plt.Line2D([], [], linestyle="", marker="o", color=colour, label=w) for w, colour in _ANSWERS.values()]
+    picture.legend(
+        handles=handles, loc="outside lower left", ncols=2, frameon=False, title="answers with", alignment="left"
+    )
+    plt.close(picture)
+    return picture

@@ -9,45 +9,32 @@ import pandas as pd
 
 from purifier_core.config import LABELS
 from purifier_core.experiments.grids import Column, Experiment
-from purifier_core.pages.statistics import DECIDES as DECIDES
-from purifier_core.pages.statistics import TAKEN as TAKEN
-from purifier_core.pages.statistics import Estimate as Estimate
-from purifier_core.pages.statistics import decided as decided
-from purifier_core.pages.statistics import estimate as estimate
-from purifier_core.pages.statistics import measured as measured
-from purifier_core.pages.statistics import paired as paired
-from purifier_core.pages.statistics import runs as runs
-from purifier_core.pages.statistics import took as took
+from purifier_core.pages import drawing
+from purifier_core.pages.statistics import TAKEN, Estimate, measured, results_of, runs
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
 METRICS = ("acc", "asr")
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "gtsrb": "GTSRB"}
-PUBLISHED_MARK: dict[str, Any] = {"s": 95, "facecolor": "none", "edgecolor": "0.2", "linewidth": 1.6}
-OUR_MARK: dict[str, Any] = {"fmt": "o", "markersize": 6, "color": "#c2410c"}
 
 
 def grouped(results: Results) -> dict[tuple[Any, Column], list[Record]]:
     """The records behind each number, seed by seed, by (row, column); what is missing is left out."""
     records = {record.cell: record for record in results.records}
     experiment, found = results.experiment, {}
-    for row in experiment.rows(results.profile):
-        for column in experiment.columns():
-            for profile in filter(None, (results.profile, results.filler)):
-                cells = [experiment.cell(column, row, seed, profile) for seed in experiment.seeds]
-                if mine := [records[cell] for cell in cells if cell in records]:
-                    found[row, column] = mine
-                    break
+    for row, column in experiment.places(results.profile):
+        for profile in filter(None, (results.profile, results.filler)):
+            cells = [experiment.cell(column, row, seed, profile) for seed in experiment.seeds]
+            if mine := [records[cell] for cell in cells if cell in records]:
+                found[row, column] = mine
+                break
     return found
 
 
 def estimates(results: Results) -> dict[tuple[Any, Column, str], Estimate]:
-    """Ours, by (row, column, metric); what is missing is left out."""
-    return {
-        (row, column, metric): measured(mine, metric)
-        for (row, column), mine in grouped(results).items()
-        for metric in METRICS
-    }
+    """Ours, by (row, column, metric); what is missing, and what is no result of its defense, is left out."""
+    known = {place: results_of(mine) for place, mine in grouped(results).items()}
+    return {(*place, metric): measured(mine, metric) for place, mine in known.items() if mine for metric in METRICS}
 
 
 def paper_values(experiment: Experiment) -> dict[tuple[int, str, str], float]:
@@ -68,44 +55,64 @@ def row_head(experiment: Experiment, row: Any) -> Any:
 
 def row_label(experiment: Experiment, row: Any) -> str:
     """A value of the table's axis in words."""
+    if experiment.axis == "dataset":
+        return TITLES[row]
     return f"{row} clean images" if experiment.axis == "clean_size" else f"poison ratio {100 * row:g} %"
 
 
 def table(results: Results) -> pd.DataFrame:
     """For each row of the axis and each metric the published line, ours with its range, and ours minus published.
 
-    Values are text in percent; "missing" where no record is, "–" where the paper has no number.
+    Values are text in percent; "missing" where no record is, "–" where the paper has no number. The last line of a row
+    has the number of seeds, where there are several anywhere.
     """
-    ours, paper = estimates(results), paper_values(results.experiment)
-    behind = grouped(results)
+    experiment, behind = results.experiment, grouped(results)
+    ours, paper = estimates(results), paper_values(experiment)
     rows: dict[tuple[Any, str, str], dict[str, str]] = {}
-    for row in results.experiment.rows(results.profile):
+    for row in experiment.rows(results.profile):
+        head = row_head(experiment, row)
         for metric in METRICS:
-            lines: dict[str, dict[str, str]] = {"published": {}, "ours": {}, "lowest to highest": {}, "difference": {}}
-            for column in results.experiment.columns():
-                head = column.label
-                value, stated = ours.get((row, column, metric)), paper.get((row, LABELS[column.defense], metric))
-                lines["published"][head] = "–" if stated is None else f"{stated:.2f}"
-                lines["ours"][head] = "missing" if value is None else f"{value.mean:.2f}"
-                lines["lowest to highest"][head] = "–" if value is None else value.spread(2)
-                both = value is not None and stated is not None
-                lines["difference"][head] = f"{value.mean - stated:+.2f}" if both else "–"  # type: ignore[union-attr,operator]
-            if results.filler:
-                mine = {c.label: behind.get((row, c), []) for c in results.experiment.columns()}
-                lines["profile, n"] = {h: f"{m[0].cell.profile}, {len(m)}" if m else "–" for h, m in mine.items()}
-            rows |= {
-                (row_head(results.experiment, row), metric.upper(), source): line for source, line in lines.items()
+            lines = {
+                column.label: _lines(
+                    ours.get((row, column, metric)),
+                    paper.get((row, LABELS[column.defense], metric)),
+                    bool(behind.get((row, column))),
+                )
+                for column in experiment.columns()
             }
+            for source in _SOURCES:
+                rows[head, metric.upper(), source] = {label: texts[source] for label, texts in lines.items()}
+        mine = {column.label: behind.get((row, column), []) for column in experiment.columns()}
+        if results.filler:
+            rows[head, "seeds", "profile, n"] = {
+                h: f"{m[0].cell.profile}, {len(m)}" if m else "–" for h, m in mine.items()
+            }
+        elif len(experiment.seeds) > 1:
+            rows[head, "seeds", "n"] = {h: str(len(m)) for h, m in mine.items()}
     found = pd.DataFrame.from_dict(rows, orient="index")
-    found.index = pd.MultiIndex.from_tuples(rows, names=[results.experiment.axis, "metric", "%"])
+    found.index = pd.MultiIndex.from_tuples(rows, names=[experiment.axis, "metric", "%"])
     return found
+
+
+_SOURCES = ("published", "ours", "lowest to highest", "difference")
+
+
+def _lines(value: Estimate | None, stated: float | None, recorded: bool) -> dict[str, str]:
+    """The four texts of one number of a table; a defense that is `recorded` without a value had no threshold."""
+    texts = dict.fromkeys(_SOURCES, "–")
+    if stated is not None:
+        texts["published"] = f"{stated:.2f}"
+    if value is None:
+        return texts | {"ours": "no threshold" if recorded else "missing"}
+    texts |= {"ours": f"{value.mean:.2f}", "lowest to highest": value.spread(2)}
+    return texts | ({} if stated is None else {"difference": f"{value.mean - stated:+.2f}"})
 
 
 def styled(table: pd.DataFrame, name: str, kind: str = "results") -> str:
     """The table as HTML for notebook and book, with `name` as its id: scrollable, its cells marked by source. `kind`
     "results prose" is for cells of words."""
     marks = {"published": "published", "ours": "ours", "lowest to highest": "interval", "difference": "difference"}
-    marks["profile, n"] = "interval"
+    marks |= {"profile, n": "interval", "n": "interval"}
     classes = pd.DataFrame(
         [
             ["missing" if value == "missing" else marks.get(index[-1], "") for value in row]
@@ -160,9 +167,8 @@ def provenance(results: Results) -> str:
 
     seeds = each(sorted({r.cell.seed for r in results.records}))
     missing = len(results.missing)
-    if missing and results.experiment.rows_apart:
-        places = len(results.experiment.rows(results.profile)) * len(results.experiment.columns())
-        seeds, missing = f"{seeds}, not all in every row", places - len(grouped(results))
+    if len({len(mine) for mine in grouped(results).values()}) > 1:
+        seeds += ", not all everywhere"
     commits = each(
         (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")
         for r in results.records
@@ -180,20 +186,20 @@ def reading(results: Results) -> list[str]:
     ours, paper = estimates(results), paper_values(results.experiment)
     experiment = results.experiment
     row = min(experiment.rows(results.profile))
-    shown = {
-        c: (ours[row, c, "acc"].mean, ours[row, c, "asr"].mean) for c in experiment.columns() if (row, c, "acc") in ours
-    }
+    shown = {c: (ours[row, c, "acc"], ours[row, c, "asr"]) for c in experiment.columns() if (row, c, "acc") in ours}
     if not shown:
         return [f"No record of this table at profile {results.shown} is there yet."]
-    low = [f"{c.label} ({acc:.1f} / {asr:.1f})" for c, (acc, asr) in shown.items() if asr < 10]
-    high = [c.label for c, (_, asr) in shown.items() if asr >= 90]
+    low = [f"{c.label} ({acc.mean:.1f} / {asr.mean:.1f})" for c, (acc, asr) in shown.items() if asr.high < 10]
+    high = [c.label for c, (_, asr) in shown.items() if asr.low >= 100 * TAKEN]
+    counts = sorted({acc.n for acc, _ in shown.values()})
+    number = runs(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     lines = [
-        f"At {row_label(experiment, row)} (profile {results.shown}; seeds: {len(experiment.seeds)}), ASR is below 10 % "
-        f"for {', '.join(low) or 'no method'} (ACC / ASR in percent), and still 90 % or more for "
+        f"At {row_label(experiment, row)} (profile {results.shown}; {number}), ASR is below 10 % in every seed for "
+        f"{', '.join(low) or 'no method'} (mean ACC / ASR in percent), and {100 * TAKEN:g} % or more in every seed for "
         f"{', '.join(high) or 'none'}."
     ]
     gaps = {
-        c: max(abs(value - paper[row, LABELS[c.defense], metric]) for metric, value in zip(METRICS, pair, strict=True))
+        c: max(abs(v.mean - paper[row, LABELS[c.defense], metric]) for metric, v in zip(METRICS, pair, strict=True))
         for c, pair in shown.items()
         if (row, LABELS[c.defense], "acc") in paper
     }
@@ -201,56 +207,43 @@ def reading(results: Results) -> list[str]:
         near = [c.label for c, gap in gaps.items() if gap <= 2]
         far = max(gaps, key=lambda c: gaps[c])
         lines.append(
-            f"Within 2 points of the published ACC and ASR: {', '.join(near) or 'none'}; farthest: {far.label}, "
+            f"Means within 2 points of the published ACC and ASR: {', '.join(near) or 'none'}; farthest: {far.label}, "
             f"{gaps[far]:.1f} points away."
         )
     return lines
 
 
 def figure(results: Results) -> Any:
-    """ACC and ASR of every column at the table's hardest row, the smallest on its axis, published against ours."""
+    """ACC and ASR at the table's hardest row, the smallest on its axis: every seed, and the published value."""
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     ours, paper = estimates(results), paper_values(results.experiment)
     row = min(results.experiment.rows(results.profile))
     columns = results.experiment.columns()
-    sns.set_theme(style="whitegrid", context="notebook")
-    drawing, axes = plt.subplots(
-        1, 2, figsize=(7, 0.32 * len(columns) + 1.6), sharey=True, layout="constrained", dpi=160
+    drawing.theme()
+    picture, axes = plt.subplots(
+        1, 2, figsize=(drawing.WIDTH, 0.32 * len(columns) + 1.6), sharey=True, layout="constrained", dpi=160
     )
     for axis, metric, title in zip(axes, METRICS, ("ACC: higher is better", "ASR: lower is better"), strict=True):
         for place, column in enumerate(columns):
             value, stated = ours.get((row, column, metric)), paper.get((row, LABELS[column.defense], metric))
-            if value is not None and stated is not None:
-                axis.plot([stated, value.mean], [place, place], color="0.7", linewidth=2, zorder=1)
             if stated is not None:
-                axis.scatter(stated, place, **PUBLISHED_MARK, zorder=3)
+                axis.scatter(stated, place, **drawing.PUBLISHED_MARK, zorder=4)
             if value is not None:
-                axis.errorbar(
-                    value.mean,
-                    place,
-                    xerr=[[value.mean - value.low], [value.high - value.mean]],
-                    fmt="o",
-                    markersize=7,
-                    color="#c2410c",
-                    capsize=3,
-                    zorder=2,
-                )
+                drawing.seeds(axis, value, place)
         for place in range(1, len(columns)):  # a line above each of Purifier's groups
             if dict(columns[place].switches) != dict(columns[place - 1].switches):
                 axis.axhline(place - 0.5, color="0.2", linewidth=0.8)
-        axis.set_xlim(-4, 104)
+        axis.set_xlim(-5, 105)
         axis.set_xlabel("percent")
-        axis.set_title(title, fontsize=11, loc="left")
+        axis.set_title(title, fontsize=10.5, loc="left")
     axes[0].set_yticks(range(len(columns)), [c.label for c in columns])
-    axes[0].invert_yaxis()
-    axes[0].scatter([], [], **PUBLISHED_MARK, label="published")
-    axes[0].errorbar([], [], **OUR_MARK, label=f"ours ({results.shown})")
-    drawing.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
+    axes[0].set_ylim(len(columns) - 0.4, -0.6)
+    for axis in axes:
+        axis.grid(axis="y", visible=False)
+    drawing.legend(picture)
     number = results.experiment.name.removeprefix("table")
-    drawing.suptitle(
-        f"Table {number}, {row_label(results.experiment, row)}", x=0.01, ha="left", fontsize=12, fontweight="bold"
-    )
-    plt.close(drawing)  # the notebook shows the value that this returns, once
-    return drawing
+    title = f"Table {number}, {row_label(results.experiment, row)}, ours at {results.shown}"
+    picture.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    plt.close(picture)  # the notebook shows the value that this returns, once
+    return picture

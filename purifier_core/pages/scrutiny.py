@@ -58,17 +58,31 @@ def admissible_epochs() -> pd.DataFrame:
 
     From MNIST's bar and the row's ASR, and from every other bar of the method, of which the ASR is at least 0.
     """
-    table = published("table3")
     lines: dict[Any, dict[str, str]] = {}
-    for method, group in published("figure13").groupby("method", sort=False):
-        value = group.set_index("dataset").one_minus_asr_per_epoch_percent
-        most = min(100 / (v - 0.005) if v > 0.005 else float("inf") for v in value)
-        for row in table[table.method == method].itertuples():
-            low, high = _bounds(row.asr_percent, value["MNIST"])
-            first, last = math.ceil(low), math.floor(min(high, most, 10_000))
+    for row in published("table3").itertuples():
+        if span := _span(str(row.method), row.asr_percent):
+            first, last = span
             shown = "none" if first > last else str(first) if first == last else f"{first} to {last}"
-            lines.setdefault(f"{row.clean_size:,} images", {})[str(method)] = shown
+            lines.setdefault(f"{row.clean_size:,} images", {})[str(row.method)] = shown
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def epochs_of(method: str) -> int | None:
+    """The epochs of a method, where Table 3's row of 3,000 and the bars of Figure 13 leave one number; else None."""
+    table = published("table3").query("clean_size == 3000").set_index("method").asr_percent
+    span = _span(method, table[method]) if method in table else None
+    return span[0] if span and span[0] == span[1] else None
+
+
+def _span(method: str, asr_percent: float) -> tuple[int, int] | None:
+    """The fewest and the most whole epochs that a method's bars admit with an ASR on MNIST; None without bars."""
+    bars = published("figure13")
+    value = bars[bars.method == method].set_index("dataset").one_minus_asr_per_epoch_percent
+    if value.empty:
+        return None
+    low, high = _bounds(asr_percent, value["MNIST"])
+    most = min(100 / (v - 0.005) if v > 0.005 else float("inf") for v in value)
+    return math.ceil(low), math.floor(min(high, most, 10_000))
 
 
 def _bounds(asr_percent: float, bar: float) -> tuple[float, float]:

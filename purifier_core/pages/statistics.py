@@ -6,8 +6,11 @@ with probability 1 - 2^(1 - n), whatever the distribution.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from purifier_core.records import Record
+
+Answer = TypeVar("Answer")
 
 TAKEN = 0.9
 """The ASR, as a fraction, from which on a backdoor counts as implanted: of the undefended network, in every seed."""
@@ -77,10 +80,10 @@ def paired(after: Iterable[Record], before: Iterable[Record], metric: str) -> Es
     return estimate(both) if both else None
 
 
-def decided(answers: Sequence[bool]) -> bool | str:
-    """The one rule of decision, from the answer of each seed: at least DECIDES seeds, and all on the same side.
+def decided(answers: Sequence[Answer]) -> Answer | str:
+    """The one rule of decision, from the answer of each seed: at least DECIDES seeds, and all with the same answer.
 
-    True or False where it decides; else why not, in words.
+    That answer where it decides; else why not, in words that begin with "not decided".
     """
     if not answers:
         return "not decided: records are missing"
@@ -92,6 +95,16 @@ def decided(answers: Sequence[bool]) -> bool | str:
 def runs(n: int) -> str:
     """A number of seeds in words."""
     return "one run" if n == 1 else f"{n} seeds"
+
+
+def without_threshold(record: Record) -> bool:
+    """Whether ANP found no admissible threshold: its record then holds the untouched network, and no result of ANP."""
+    return record.cell.defense == "anp" and record.diagnostics.get("tau", 0) is None
+
+
+def results_of(records: Iterable[Record]) -> list[Record]:
+    """The records that are a result of their defense: all but those `without_threshold`."""
+    return [record for record in records if not without_threshold(record)]
 
 
 def took(undefended: Sequence[Record]) -> bool:

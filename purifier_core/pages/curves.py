@@ -1,0 +1,110 @@
+"""Efficiency curves: ACC and ASR after every epoch of every defense, as their records hold them.
+
+They are taken on fixed test images, watched and never chosen by. Epoch 0 is the undefended network.
+"""
+
+from typing import Any
+
+from purifier_core.config import LABELS
+from purifier_core.experiments.grids import Column
+from purifier_core.experiments.supplement import Table3
+from purifier_core.pages import drawing
+from purifier_core.pages.efficiency import PRINTED, by_column
+from purifier_core.pages.report import METRICS, TITLES, paper_values
+from purifier_core.pages.scrutiny import epochs_of
+from purifier_core.records import Record, published
+from purifier_core.runner import Results
+
+COLOURS = {"acc": "#0f766e", "asr": drawing.OURS}
+ACROSS = 3
+
+
+def curves(results: Results, dataset: str) -> dict[Column, list[Record]]:
+    """The records that hold a curve on a dataset, by column; columns without one are left out."""
+    found = {
+        column: [record for record in mine if "curve" in record.diagnostics]
+        for (row, column), mine in by_column(results).items()
+        if row == dataset
+    }
+    return {column: mine for column, mine in found.items() if mine}
+
+
+def end_point(dataset: str, column: Column) -> dict[str, float]:
+    """What the paper gives for the end of a curve, in percent, by metric; what it does not give is left out.
+
+    On MNIST Table 3's row of 3,000 clean images. Elsewhere ASR alone, from the bar of Figure 13 and the number of
+    epochs, where the published numbers leave one such number.
+    """
+    name = LABELS[column.defense]
+    if dataset == "mnist":
+        stated = paper_values(Table3())
+        return {metric: stated[3000, name, metric] for metric in METRICS if (3000, name, metric) in stated}
+    epochs = epochs_of(name)
+    if epochs is None:
+        return {}
+    bars = published("figure13").set_index(["dataset", "method"]).one_minus_asr_per_epoch_percent
+    return {"asr": max(0.0, float(100 - epochs * bars[PRINTED[dataset], name]))}
+
+
+def figure(results: Results, dataset: str) -> Any:
+    """A panel for each defense on a dataset: ACC and ASR by epoch, a thin line for each seed."""
+    import matplotlib.pyplot as plt
+
+    found = curves(results, dataset)
+    down = max(1, -(-len(found) // ACROSS))
+    drawing.theme()
+    picture, axes = plt.subplots(
+        down,
+        ACROSS,
+        figsize=(drawing.WIDTH, 1.55 * down + 0.9),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+        dpi=160,
+    )
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
+    if not found:
+        axes[0, 0].text(0, 0.5, "No record with a curve is there yet.")
+    for axis, (column, mine) in zip(axes.flat, found.items(), strict=False):
+        _panel(axis, mine, end_point(dataset, column))
+        axis.set_title(column.label, loc="left", fontsize=10.5, pad=3)
+    for line in axes:
+        line[0].set_ylabel("%" if found else "")
+    picture.suptitle(f"{TITLES[dataset]}, epochs of the defense", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    handles = [plt.Line2D([], [], color=COLOURS[metric], label=metric.upper()) for metric in METRICS]
+    handles.append(plt.Line2D([], [], linestyle=":", color="0.4", label="new stage"))
+    handles.append(drawing.ring("published end"))
+    picture.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False, columnspacing=1, handlelength=1.2)
+    plt.close(picture)
+    return picture
+
+
+def _panel(axis: Any, mine: list[Record], stated: dict[str, float]) -> None:
+    """The curves of one defense, the beginning of its later stages, and the published end point."""
+    taken = [record.diagnostics["curve"] for record in mine]
+    for curve in taken:
+        for metric in METRICS:
+            values = [100 * value for value in curve[metric]]
+            axis.plot(curve["epochs"], values, color=COLOURS[metric], linewidth=1.1, alpha=0.8, clip_on=False)
+    for stage in sorted({stage for curve in taken for stage in curve.get("stages", ())}):
+        axis.axvline(stage, color="0.4", linestyle=":", linewidth=1.2)
+    end = max(curve["epochs"][-1] for curve in taken)
+    for metric, value in stated.items():
+        mark = drawing.PUBLISHED_MARK | {"edgecolor": COLOURS[metric], "s": 60}
+        axis.scatter(end, value, **mark, zorder=4, clip_on=False)
+    axis.set_xlim(0, end)
+    axis.set_ylim(0, 100)
+    axis.set_yticks([0, 50, 100])
+    axis.set_xticks([0, end // 2, end] if end > 1 else [0, end])
+
+
+def reading(results: Results) -> list[str]:
+    """How many of the records have a curve, and what it is taken on."""
+    every = [(row, column, record) for (row, column), mine in by_column(results).items() for record in mine]
+    with_curve = [record for *_, record in every if "curve" in record.diagnostics]
+    line = f"A curve is in {len(with_curve)} of the {len(every)} records of defenses shown here; the others are absent."
+    if not with_curve:
+        return [line]
+    clean, triggered = with_curve[0].diagnostics["curve"]["images"]
+    return [f"{line} It is taken on {clean:,} clean and {triggered:,} triggered test images."]

@@ -1,0 +1,68 @@
+"""What holds of every page of numbers, from the committed records: ranges within bounds, and each record once."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from purifier_core import runner
+from purifier_core.experiments import EXPERIMENTS
+from purifier_core.pages import ablation, defenses, efficiency, gallery, readings, report
+from purifier_core.records import ROOT, Store
+
+VIEWS = {
+    "table3": report,
+    "table4": report,
+    "figure13": efficiency,
+    "attacks": gallery,
+    "readings": readings,
+    "defenses": defenses,
+    "switches": ablation,
+}
+DIFFERENCES = ("difference", "ACC change")
+RANGE = re.compile(r"(?:(-?[\d.]+) \()?(-?[\d.]+) to (-?[\d.]+)")
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, runner.Results]:
+    return {name: runner.look_up(EXPERIMENTS[name](), Store(ROOT / "data"), reading=True) for name in VIEWS}
+
+
+def percents(table: pd.DataFrame) -> list[str]:
+    """The texts of a table that are no differences."""
+    lines = table[[not any(word in str(index) for word in DIFFERENCES) for index in table.index]]
+    columns = [name for name in lines if not str(name).endswith(DIFFERENCES) and name not in ("n", "seeds")]
+    return [str(text) for text in lines[columns].to_numpy().ravel()]
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_range_stays_within_0_and_100_and_holds_its_mean(shown, name):
+    texts = percents(VIEWS[name].table(shown[name]))
+    ranges = [found.groups() for text in texts for found in RANGE.finditer(text)]
+    if name != "switches":  # its ranges are those of differences
+        assert ranges
+    for mean, low, high in ranges:
+        assert 0 <= float(low) <= float(mean or low) <= float(high) <= 100
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_there_is_no_t_interval(shown, name):
+    view = VIEWS[name]
+    texts = [*view.table(shown[name]).astype(str).to_numpy().ravel(), *view.reading(shown[name])]
+    assert not [text for text in texts if "±" in text or "95 %" in text]
+
+
+@pytest.mark.parametrize("name", ["figure13", "attacks", "readings", "defenses"])
+def test_a_record_stands_in_one_place(name):
+    grid = EXPERIMENTS[name](profile="small").whole()
+    cells = [grid.cell(column, row, 0, "small") for row, column in grid.places("small")]
+    assert len(set(cells)) == len(cells)
+
+
+def test_the_book_shows_every_seed_that_a_place_has(shown):
+    """Each place of a table has its own seeds; none is left out because another place lacks it."""
+    for name, results in shown.items():
+        places = results.experiment.places("small")
+        every = {results.experiment.cell(c, r, s, "small") for r, c in places for s in range(100)}
+        done = {record.cell for record in Store(ROOT / "data").all() if not (record.failed or record.stale)}
+        assert {record.cell for record in results.records} == every & done, name
