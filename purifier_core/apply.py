@@ -17,7 +17,7 @@ from purifier_core.defenses.mcr import mcr
 from purifier_core.defenses.nad import nad
 from purifier_core.profiles import Profile, Recipe
 from purifier_core.purifier import purify
-from purifier_core.training import Augment
+from purifier_core.training import Augment, Watch
 
 
 def adapt(recipe: Recipe, cell: Cell) -> Recipe:
@@ -37,12 +37,16 @@ def defend(
     test: tuple[torch.Tensor, torch.Tensor],
     augment: Augment,
     seed: int,
+    tuned: Defended | None = None,
+    watch: Watch | None = None,
 ) -> Defended:
     """The cell's defense of `model` with the clean images (N, 3, 32, 32) and labels (N,); `blank` gives a fresh network
-    of its kind, and `test` the test set, for the one switch that chooses by it. ABL has no clean set and is not here.
+    of its kind, `test` the test set, for the one switch that chooses by it, and `tuned` the result of Finetuning, which
+    NAD and MCR begin with. ABL has no clean set and is not here.
     """
     name = cell.defense
-    common: dict[str, Any] = {"augment": augment, "seed": seed}
+    common: dict[str, Any] = {"augment": augment, "seed": seed, "watch": watch}
+    constants = profile.constants.of(name)
     finetune, stages = adapt(profile.finetuning, cell), cell.purifier_stages()
     if name == "scratch":
         recipe = replace(adapt(stages[1], cell), epochs=sum(stage.epochs for stage in stages))
@@ -66,7 +70,7 @@ def defend(
         return Defended(purified, purified.effort)
     sites: Any = model  # the network names its own sites
     if name == "finetuning":
-        return finetuning(model, images, labels, recipe=finetune, **common)
+        return tuned or finetuning(model, images, labels, recipe=finetune, **common)
     if name == "fine_pruning":
         return fine_pruning(
             model,
@@ -76,11 +80,12 @@ def defend(
             recipe=adapt(profile.fine_pruning, cell),
             select=cell.switch("fp_select"),
             test=test,
+            **constants,
             **common,
         )
     if name == "mcr":
         recipe = adapt(profile.mcr, cell)
-        return mcr(model, images, labels, recipe=recipe, endpoint_recipe=finetune, **common)
+        return mcr(model, images, labels, recipe=recipe, endpoint_recipe=finetune, tuned=tuned, **constants, **common)
     if name == "nad":
         return nad(
             model,
@@ -90,8 +95,10 @@ def defend(
             recipe=adapt(profile.nad, cell),
             teacher_recipe=finetune,
             result=cell.switch("nad_eval"),
+            tuned=tuned,
+            **constants,
             **common,
         )
     steps = profile.anp_steps if cell.switch("anp_steps") == "profile" else int(cell.switch("anp_steps"))
-    masks = replace(profile.anp_masks(cell.dataset), bf16=finetune.bf16)
-    return anp(model, images, labels, recipe=masks, steps=steps, **common)
+    recipe = replace(profile.anp_masks(cell.dataset), bf16=finetune.bf16)
+    return anp(model, images, labels, recipe=recipe, steps=steps, **constants, **common)

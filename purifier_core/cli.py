@@ -28,6 +28,7 @@ _HELP = {
     "device": "auto, cpu or cuda",
     "dataset": "cifar10, mnist, gtsrb or all",
     "switch": "the switch to turn, or all",
+    "curves": "on or off: watch each defense after every epoch",
 }
 
 
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, kind in offered.items():
             about = "all of these" if name == "all" else (kind.__doc__ or "").splitlines()[0]
             options = experiments.add_parser(name, allow_abbrev=False, help=about)
-            parameters = [f for f in fields(kind) if name != "all" or f.name in ("profile", "seeds", "device")]
+            parameters = [
+                f for f in fields(kind) if name != "all" or f.name in ("profile", "seeds", "device", "curves")
+            ]
             for field in parameters:
                 options.add_argument(
                     "--" + field.name.replace("_", "-"), type=_plain, default=field.default, help=_HELP[field.name]

@@ -3,7 +3,6 @@
 import hashlib
 import time
 import traceback
-import warnings
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,25 +15,32 @@ from purifier_core import data
 from purifier_core.adaptive import Attacker
 from purifier_core.apply import adapt, defend
 from purifier_core.attacks import Trigger, asr_set, make_trigger, perturbed, poison
+from purifier_core.cache import Make, kept
 from purifier_core.config import ADAPTIVE, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
 from purifier_core.defenses import Defended
 from purifier_core.defenses.abl import abl
 from purifier_core.device import pick_device, prepare, threads
 from purifier_core.layout import arrange
-from purifier_core.locks import locked
 from purifier_core.models import build
-from purifier_core.probes import probe
+from purifier_core.probes import Curve, probe
 from purifier_core.profiles import PERTURBATIONS, PROFILES
 from purifier_core.purifier import Purified
-from purifier_core.records import Record, Store, provenance, save_tensors, write_atomically
+from purifier_core.records import Record, Store, provenance
 from purifier_core.training import (
     NO_AUGMENT,
     Augment,
     Effort,
+    Watch,
     evaluate,
     fit,
     to_float,
 )
+
+TUNED = ("finetuning", "nad", "mcr")
+"""The defenses that begin with a finetuned copy of the network, or are that."""
+
+FRESH = ("abl", "scratch")
+"""What trains a network of its own."""
 
 
 def derive(seed: int, purpose: str) -> int:
@@ -45,8 +51,9 @@ def derive(seed: int, purpose: str) -> int:
 class Work:
     """One dataset on one device, and the backdoored models made from it."""
 
-    def __init__(self, store: Store, profile: str, dataset: str, device: str) -> None:
+    def __init__(self, store: Store, profile: str, dataset: str, device: str, curves: bool = True) -> None:
         self.store = store
+        self.curves = curves
         self.profile = PROFILES[profile]
         self.device = pick_device(device)
         prepare(self.device)
@@ -72,43 +79,64 @@ class Work:
         started, begun = time.time(), time.perf_counter()  # the clock on the wall may be set meanwhile
         try:
             with threads(self.profile.threads):
-                model, training = self.backdoored(cell.backdoored())
-                measured = self._measure(cell, model, training)
+                measured = self._measure(cell)
         except Exception as problem:
             return replace(record, error=_told(problem), provenance=self._provenance)
         seen = {"started": round(started), "wall_seconds": round(time.perf_counter() - begun, 2)}
-        made = self._provenance | seen | {"backdoored_model": training["digest"]}
-        return replace(record, **measured, provenance=made)
+        return replace(record, **measured, provenance=self._provenance | seen | self._start(cell))
 
-    def _measure(self, cell: Cell, model: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
+    def _start(self, cell: Cell) -> dict[str, str]:
+        """The undefended network behind a record; ABL trains its own."""
+        return {} if cell.defense == "abl" else {"backdoored_model": self.backdoored(cell.backdoored())[1]["digest"]}
+
+    def _measure(self, cell: Cell) -> dict[str, Any]:
         x, y, triggered = self.split.test_images, self.split.test_labels, self.triggered(cell)
         diagnostics: dict[str, Any] = {}
         if cell.defense == "none":
+            model, training = self.backdoored(cell)
             effort = training["effort"]
         else:
-            started = time.perf_counter()
-            defended = self._abl(cell) if cell.defense == "abl" else self._defend(cell, model)
-            model = defended.model
-            effort = asdict(defended.effort)
-            # the whole defense: training, and the choosing of an operating point
-            effort["training_seconds"], effort["seconds"] = effort["seconds"], time.perf_counter() - started
-            diagnostics = dict(defended.diagnostics)
-            if defended.sweep:
-                diagnostics["sweep"] = {
-                    label: evaluate(point, x, y, triggered, TARGET_CLASS) for label, point in defended.sweep.items()
-                }
+            defended = self._defended(cell, x, y, triggered)
+            model, effort, diagnostics = defended.model, asdict(defended.effort), dict(defended.diagnostics)
+            effort["training_seconds"] = effort["seconds"]
+            effort["seconds"] = diagnostics.pop("seconds", effort["seconds"])
+            if defended.sweep:  # equal points are one network
+                networks = set(defended.sweep.values())
+                rates = {network: evaluate(network, x, y, triggered, TARGET_CLASS) for network in networks}
+                diagnostics["sweep"] = {label: rates[network] for label, network in defended.sweep.items()}
         diagnostics |= probe(cell, model, x, y, triggered)
         if isinstance(model, Purified):  # its probe has seen every answer
-            rates = {"acc": diagnostics["clean"]["network"], "asr": diagnostics["triggered"]["network"]}
+            final = {"acc": diagnostics["clean"]["network"], "asr": diagnostics["triggered"]["network"]}
         else:
-            rates = evaluate(model, x, y, triggered, TARGET_CLASS)
+            final = evaluate(model, x, y, triggered, TARGET_CLASS)
         return {
-            **rates,
+            **final,
             "acc_images": len(x),
             "asr_images": len(triggered),
             "effort": effort,
             "diagnostics": diagnostics,
         }
+
+    def _defended(self, cell: Cell, x: torch.Tensor, y: torch.Tensor, triggered: torch.Tensor) -> Defended:
+        """The cell's defense. Its diagnostics hold the seconds of all of it, the choice of an operating point included,
+        and the curve where one is watched."""
+        tuned = self.finetuned(cell) if cell.defense in TUNED else None
+        if tuned and cell.defense == "finetuning":
+            return tuned
+        curve = Curve(x, y, triggered, tuned.effort.epochs if tuned else 0.0) if self.curves else None
+        if curve and cell.defense not in FRESH:
+            curve.start(self.backdoored(cell.backdoored())[0])
+        watched = curve.seconds if curve else 0.0
+        started = time.perf_counter()
+        defended = self._abl(cell, curve) if cell.defense == "abl" else self._defend(cell, tuned, curve)
+        seconds = time.perf_counter() - started
+        if tuned:
+            seconds += tuned.effort.seconds
+        if curve and curve.points[1:]:
+            seconds -= curve.seconds - watched
+            defended.diagnostics["curve"] = curve.recorded()
+        defended.diagnostics["seconds"] = seconds
+        return defended
 
     def triggered(self, cell: Cell) -> torch.Tensor:
         """The test images that the attack has to turn, stamped: what the ASR of a cell is measured on."""
@@ -122,12 +150,30 @@ class Work:
         index = index.to(y.device)
         return x[index], y[index]
 
-    def _defend(self, cell: Cell, model: nn.Module) -> Defended:
+    def _defend(self, cell: Cell, tuned: Defended | None, watch: Watch | None) -> Defended:
         test = self.split.test_images, self.split.test_labels
-        seed = derive(cell.seed, "defense")
-        return defend(cell, self.profile, model, self.blank, *self.clean(cell), test, self._augment(cell), seed)
+        model, seed = self.backdoored(cell.backdoored())[0], derive(cell.seed, "defense")
+        return defend(
+            cell, self.profile, model, self.blank, *self.clean(cell), test, self._augment(cell), seed, tuned, watch
+        )
 
-    def _abl(self, cell: Cell) -> Defended:
+    def finetuned(self, cell: Cell) -> Defended:
+        """The result of Finetuning for a cell of it, or for one of NAD or MCR, which begin with it: from the cache, or
+        trained."""
+        model, training = self.backdoored(cell.backdoored())
+        cell = cell.finetuned()
+
+        def tune() -> tuple[nn.Module, dict[str, Any]]:
+            curve = Curve(self.split.test_images, self.split.test_labels, self.triggered(cell)) if self.curves else None
+            if curve:
+                curve.start(model)
+            tuned = self._defend(cell, None, curve)
+            return tuned.model, {"effort": asdict(tuned.effort), "curve": curve.recorded() if curve else None}
+
+        network, notes = self._kept(self._cache_path(cell, training["digest"]), cell, tune)
+        return Defended(network, Effort(**notes["effort"]), {"curve": notes["curve"]} if notes["curve"] else {})
+
+    def _abl(self, cell: Cell, watch: Watch | None) -> Defended:
         images, labels = self._poisoned(cell)
         stages = self.profile.abl
         defended = abl(
@@ -140,6 +186,8 @@ class Work:
             batchnorm=cell.switch("abl_bn"),
             augment=self._augment(cell),
             seed=derive(cell.seed, "defense"),
+            watch=watch,
+            **self.profile.constants.of("abl"),
         )
         isolated = defended.diagnostics.pop("isolated")
         poisoned = len(labels) - len(self.split.train_labels)  # the poisoned copies come first
@@ -192,8 +240,7 @@ class Work:
 
     def prepare(self, cell: Cell) -> None:
         """Train the backdoored model of a "none" cell unless it is cached, so that others find it."""
-        with threads(self.profile.threads):
-            self.backdoored(cell)
+        self.backdoored(cell)
 
     def backdoored(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         """The backdoored model of a "none" cell and what its training cost, from the cache or by training."""
@@ -208,11 +255,14 @@ class Work:
         return self._model[1], self._model[2]
 
     def _made(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
-        """From the cache, or trained; where another run is training the same model, this one waits for it."""
-        if found := self._cached(cell):
-            return found
-        with locked(self.store, self._cache_path(cell).stem, wait=True):
-            return self._cached(cell) or self._train(cell)
+        return self._kept(self._cache_path(cell), cell, partial(self._train, cell))
+
+    def _kept(self, path: Path, cell: Cell, make: Make) -> tuple[nn.Module, dict[str, Any]]:
+        def made() -> tuple[nn.Module, dict[str, Any]]:
+            with threads(self.profile.threads):
+                return make()
+
+        return kept(self.store, path, partial(self.blank, cell), made)
 
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         images, labels = self._poisoned(cell)
@@ -227,7 +277,8 @@ class Work:
             if cell.attack == "adaptive_purifier":  # it goes on from BadNets' network
                 badnets, notes = self._made(replace(cell, attack="badnets"))
                 model.load_state_dict(badnets.state_dict())
-                effort, recipe = Effort(**notes["effort"]), replace(recipe, lr=recipe.lr / 10)
+                rate = recipe.lr * self.profile.constants.adaptive_purifier_rate
+                effort, recipe = Effort(**notes["effort"]), replace(recipe, lr=rate)
             example, seed = to_float(images[:2]), derive(cell.seed, "attacker")
             attacker = Attacker(cell.attack, model, self.split.num_classes, example, seed)
             marked = attacker.marked(labels, len(labels) - len(self.split.train_labels))
@@ -235,29 +286,14 @@ class Work:
             model = attacker.result().eval()
         else:
             effort += fit(model.train(), images, labels, recipe, **options)
-        state = {n: t.detach().contiguous().cpu() for n, t in model.state_dict().items()}
-        notes = {"digest": _tensor_digest(state), "effort": asdict(effort)}
-        write_atomically(self._cache_path(cell), partial(save_tensors, {"state": state, "notes": notes}))
-        return model, notes
+        return model, {"effort": asdict(effort)}
 
-    def _cached(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]] | None:
-        path = self._cache_path(cell)
-        if not path.exists():
-            return None
-        try:
-            cached = torch.load(path, weights_only=True)  # tensors and plain values, no code
-            state, notes, model = cached["state"], cached["notes"], self.blank(cell)
-            if notes["digest"] != _tensor_digest(state):
-                raise ValueError("the weights do not match their checksum")
-            model.load_state_dict(state)
-            return model.eval(), notes
-        except Exception as problem:  # a damaged file raises many types
-            warnings.warn(f"{path} is damaged ({problem}); the model is trained again", stacklevel=2)
-            return None
-
-    def _cache_path(self, cell: Cell) -> Path:
-        name = f"{cell.dataset}-{cell.network}-{cell.attack}-{cell.poison_ratio:g}-s{cell.seed}-{cell.profile}"
-        return self.store.models / f"{name}-{cell.key()}-{self.split.fingerprint}.pt"
+    def _cache_path(self, cell: Cell, start: str = "") -> Path:
+        """Where a network is cached; `start` is the digest of the network that its training began with, if any did."""
+        kind = "" if cell.defense == "none" else f"-{cell.defense}{cell.clean_size}"
+        name = f"{cell.dataset}-{cell.network}-{cell.attack}-{cell.poison_ratio:g}{kind}-s{cell.seed}-{cell.profile}"
+        ending = f"{cell.key()}-{self.split.fingerprint}{'-' * bool(start)}{start}"
+        return self.store.models / f"{name}-{ending}.pt"
 
     def blank(self, cell: Cell) -> nn.Module:
         """A fresh network of the cell's kind, as its training begins."""
@@ -271,11 +307,3 @@ def _told(problem: Exception) -> str:
     if not isinstance(problem, torch.OutOfMemoryError):
         return told
     return f"{told}Out of GPU memory: try fewer --workers, a smaller --profile or batch_size, or --device cpu.\n"
-
-
-def _tensor_digest(state: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode() + str(state[name].dtype).encode() + str(tuple(state[name].shape)).encode())
-        digest.update(state[name].contiguous().flatten().numpy().data)
-    return digest.hexdigest()[:16]

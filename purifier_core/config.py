@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from purifier_core.profiles import PERTURBATIONS, PROFILES, Recipe, older_rates
+from purifier_core.profiles import PERTURBATIONS, PROFILES, Constants, Recipe, older_rates
 
 TARGET_CLASS = 5
 """The attacker's class in every experiment of the authors' release."""
@@ -193,6 +193,10 @@ class Cell:
         """Whether the attack is the label-consistent one."""
         return self.attack == "cl" and self.switch("cl_kind") == "consistent"
 
+    def finetuned(self) -> "Cell":
+        """The cell of the finetuned copy that NAD and MCR begin with."""
+        return replace(self, defense="finetuning")
+
     def reference(self) -> "Cell":
         """The cell of the clean model that the poison of `needs_reference` is made with."""
         return replace(self.backdoored(), attack="none")
@@ -217,6 +221,10 @@ class Cell:
             found[self.defense] = _plain(getattr(profile, self.defense))
         if self.defense in ("nad", "mcr"):  # both begin with a finetuned copy
             found["finetuning"] = _plain(profile.finetuning)
+        for method in (self.defense, self.attack):
+            usual = Constants().of(method)
+            departing = {n: v for n, v in profile.constants.of(method).items() if v != usual[n]}
+            found |= {f"{method}_constants": departing} if departing else {}
         return found
 
     def purifier_stages(self) -> tuple[Recipe, Recipe]:

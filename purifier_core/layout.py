@@ -37,10 +37,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         few = self.num_features < _FEW and x.device.type == "cpu" and not x.is_contiguous()
         alike = x.dtype == self.weight.dtype  # under autocast it is not
-        if not (few and alike and self.training and torch.is_grad_enabled() and torch.get_num_threads() > 1):
+        shared = self.training and torch.is_grad_enabled() and torch.get_num_threads() > 1
+        batches = self.num_batches_tracked if self.track_running_stats and self.momentum is not None else None
+        if batches is None or not (few and alike and shared):
             return super().forward(x)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
+        batches.add_(1)
         return _Narrow.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps)
 
 

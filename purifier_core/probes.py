@@ -1,6 +1,7 @@
 """What a record tells beyond ACC and ASR: Purifier's units, the penultimate layer's activations, a stamped picture."""
 
 import base64
+import time
 from typing import Any
 
 import torch
@@ -8,10 +9,57 @@ from torch import nn
 
 from purifier_core.config import GRANULARITIES, TARGET_CLASS, Cell
 from purifier_core.purifier import Purified
-from purifier_core.training import classes, to_float
+from purifier_core.training import classes, evaluate, to_float
 
 PROFILED = "resnet18"
 """The network of Figures 10 to 12: its records hold the activations of the last convolution block."""
+
+
+WATCHED = 1000
+"""Clean and triggered test images, of each so many at most, on which a defense is watched after every epoch."""
+
+
+class Curve:
+    """ACC and ASR of a defense after every epoch, on a fixed part of the test set: watched, and never chosen by.
+
+    `epochs` counts from the first stage of the defense; `before` are the epochs of a stage that is not watched, since
+    its network is not the result. An instance is the `watch` of a defense.
+    """
+
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, before: float = 0.0
+    ) -> None:
+        draws = torch.Generator().manual_seed(0)
+        clean, stamped = (torch.randperm(len(x), generator=draws)[:WATCHED].to(x.device) for x in (images, triggered))
+        self.images, self.labels, self.triggered = images[clean], labels[clean], triggered[stamped]
+        self.begun, self.last, self.seconds = before, 0, 0.0
+        self.stages = [before] if before else []
+        self.points: list[tuple[float, float, float]] = []
+
+    def start(self, model: nn.Module) -> None:
+        """Note the network as it was given, as epoch 0."""
+        self._note(model, 0.0)
+
+    def __call__(self, model: nn.Module, epoch: int) -> None:
+        if epoch <= self.last:  # the epochs of a stage are counted anew
+            self.begun += self.last
+            self.stages.append(self.begun)
+        self.last = epoch
+        self._note(model, self.begun + epoch)
+
+    def _note(self, model: nn.Module, epoch: float) -> None:
+        begun = time.perf_counter()
+        rates = evaluate(model, self.images, self.labels, self.triggered, TARGET_CLASS)
+        self.points.append((epoch, rates["acc"], rates["asr"]))
+        self.seconds += time.perf_counter() - begun
+
+    def recorded(self) -> dict[str, Any]:
+        """The curve for a record: rates are fractions, `stages` the epochs at which a further stage began, `images` the
+        clean and the triggered ones that were watched, `seconds` what that took."""
+        epochs, acc, asr = (list(values) for values in zip(*self.points, strict=True)) if self.points else ([], [], [])
+        images = [len(self.images), len(self.triggered)]
+        seconds = round(self.seconds, 2)
+        return {"epochs": epochs, "acc": acc, "asr": asr, "stages": self.stages, "images": images, "seconds": seconds}
 
 
 def probe(cell: Cell, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor) -> dict:

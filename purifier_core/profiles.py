@@ -1,6 +1,7 @@
 """How long and how large: the training recipes, and the three sizes of every experiment."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,31 @@ def older_rates(stages: tuple[Recipe, Recipe]) -> tuple[Recipe, Recipe]:
 
 
 @dataclass(frozen=True)
+class Constants:
+    """The numbers of the methods that are no schedule. Each name begins with its method's.
+
+    A cell's key holds the values that depart from these. So give a profile other values, and leave these alone: a
+    change here would leave the keys as they are, and mix old records with new.
+    """
+
+    nad_beta_first: float = 500.0  # weight of the attention term at the shallowest site
+    nad_beta: float = 1000.0  # and at every deeper one
+    abl_gamma: float = 0.5  # the loss below which local gradient ascent turns training back
+    abl_isolated_share: float = 0.01  # of the training set: what is isolated and unlearned
+    anp_alpha: float = 0.2  # weight of the unperturbed loss
+    anp_epsilon: float = 0.4  # the largest perturbation at the start, and its step
+    anp_max_drop: float = 0.05  # of held-out accuracy, for the threshold; ours, the paper names none
+    mcr_t: float = 0.1  # the point of the curve that is the result
+    fine_pruning_max_drop: float = 0.04  # of held-out accuracy; ours, the paper names none
+    adaptive_purifier_rate: float = 0.1  # of the backdoored model's learning rate: the attacker goes on from it
+
+    def of(self, method: str) -> dict[str, Any]:
+        """The constants of a method, by their names without it."""
+        start = f"{method}_"
+        return {name.removeprefix(start): value for name, value in asdict(self).items() if name.startswith(start)}
+
+
+@dataclass(frozen=True)
 class Profile:
     """One size of the experiment. `paper` is the reference; the others shrink only what they name."""
 
@@ -86,6 +112,7 @@ class Profile:
     anp_on: tuple[tuple[str, Recipe], ...] = ()  # by dataset, where another
     anp_steps: int = ANP_STEPS
     purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
+    constants: Constants = Constants()
 
     def backdoored(self, dataset: str, attack: str) -> Recipe:
         """How the backdoored model of an attack on a dataset is trained; attack "none" is a clean model."""

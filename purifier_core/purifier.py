@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from purifier_core.config import GRANULARITIES, INITS, ConfigError, one_of
 from purifier_core.profiles import PURIFIER_STAGES, Recipe
 from purifier_core.sites import Wrapped, detach, last_stage, replace, shapes
-from purifier_core.training import Augment, Effort, fit, to_float
+from purifier_core.training import Augment, Effort, Watch, fit, to_float
 
 
 class _Context:
@@ -141,11 +141,12 @@ def attach(
     model = copy.deepcopy(model).eval()
     found = shapes(model, sites, example_input)
     heads = {}
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), example_input.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for site, (_, c, h, w) in found.items():
             size = {"channel": c, "cube": h * w, "feature": c * h * w}[granularity]
-            heads[site] = nn.Linear(size, num_classes).to(example_input.device)
+            heads[site] = nn.Linear(size, num_classes).to(example_input.device, dtype)
     return wrap(model, heads, granularity)
 
 
@@ -183,6 +184,7 @@ def purify(
     augment: Augment = Augment(),
     seed: int = 0,
     graph: bool = False,
+    watch: Watch | None = None,
 ) -> Purified:
     """A purified copy of `model`, trained on clean `images` (N, C, H, W) and `labels` (N,), in eval mode.
 
@@ -196,6 +198,7 @@ def purify(
     sites: by default those of the model's `purifier_sites`, else the units of its last stage, which are printed;
     num_classes: by default the width of its output.
     graph: on a GPU, replay the training step; only for a model whose forward pass is the same every time.
+    watch: called with the purified network and the epoch, after every epoch of each stage.
     """
     one_of("init", init, INITS)
     one_of("granularity", granularity, GRANULARITIES)
@@ -242,6 +245,7 @@ def purify(
             loss=_joint_loss,
             parameters=heads if alone else None,
             graph=graph,
+            watch=watch,
             title=f"{granularity} stage {number}",
         )
     return purified

@@ -184,11 +184,16 @@ def run_all(
     def report(record: Record, done: int, of: int) -> None:
         say(f"[{done}/{of}] {describe(record)}")
 
-    for profile, device in dict.fromkeys((r.profile, r.experiment.device) for r in unfinished):
-        mine = [r for r in unfinished if (r.profile, r.experiment.device) == (profile, device)]
+    def way(results: Results) -> tuple[str, str, str]:
+        return results.profile, results.experiment.device, results.experiment.curves
+
+    for profile, device, curves in dict.fromkeys(map(way, unfinished)):
+        mine = [results for results in unfinished if way(results) == (profile, device, curves)]
         missing = {cell.dataset for results in mine for cell in results.missing}
         cells = [c for results in mine for c in results.experiment.cells(profile) if c.dataset in missing]
-        found = compute(list(dict.fromkeys(cells)), store, profile, device, report, say, workers, scheduler)
+        found = compute(
+            list(dict.fromkeys(cells)), store, profile, device, curves == "on", report, say, workers, scheduler
+        )
         for results in mine:
             known = {record.cell: record for record in results.records} | found
             there = {cell: known.get(cell) for cell in results.experiment.cells(profile)}

@@ -33,6 +33,7 @@ class Job:
     home: Path
     profile: Profile
     device: str
+    curves: bool = True
     run: str = field(default_factory=lambda: uuid4().hex)
 
 
@@ -41,6 +42,7 @@ def compute(
     store: Store,
     profile: str,
     device: str,
+    curves: bool,
     report: Callable[[Record, int, int], Any],
     say: Callable[[str], Any] = print,
     workers: int = 1,
@@ -52,13 +54,13 @@ def compute(
     address. `report` is called for each record that was not there, with how many are done and how many were to do.
     """
     store.check_writable()
-    job = Job(store.home, PROFILES[profile], device)
+    job = Job(store.home, PROFILES[profile], device, curves)
     datasets = dict.fromkeys(cell.dataset for cell in cells)
     with _elsewhere(job, workers, scheduler, say) as (submit, lost):
         if submit and scheduler:
             copies = {dataset: submit(_copy, job, dataset).result() for dataset in datasets}
         else:
-            works = {dataset: Work(store, profile, dataset, device) for dataset in datasets}
+            works = {dataset: Work(store, profile, dataset, device, curves) for dataset in datasets}
             copies = {dataset: work.copy for dataset, work in works.items()}
         # Records on another copy of the data do not count beside new ones: a table holds one copy.
         found = {cell: store.find(cell, copies[cell.dataset]["fingerprint"]) for cell in cells}
@@ -151,9 +153,12 @@ def _by_others(
         groups.setdefault(start.reference() if start.needs_reference else start, []).append(cell)
     waiting: dict[Future[list[Record | Cell]], tuple[list[Cell], list[Cell]]] = {}  # a task's cells, and those after it
     for mine in sorted(groups.values(), key=len, reverse=True):
-        starts = list(dict.fromkeys(cell.backdoored() for cell in mine))
+        starts = list(dict.fromkeys(cell.backdoored() for cell in mine if cell.defense != "abl"))
         undefended, defended = [c for c in mine if c in starts], [c for c in mine if c not in starts]
-        waiting[submit(_task, job, starts, undefended, wait_for_others)] = undefended, defended
+        if starts:
+            waiting[submit(_task, job, starts, undefended, wait_for_others)] = undefended, defended
+        else:  # ABL alone, which trains a network of its own
+            waiting |= {submit(_task, job, [], [cell], wait_for_others): ([cell], []) for cell in defended}
     while waiting:
         for task in wait(waiting, return_when=FIRST_COMPLETED).done:
             cells, after = waiting.pop(task)
@@ -186,4 +191,4 @@ def _copy(job: Job, dataset: str) -> dict[str, str]:
 def _work(job: Job, dataset: str) -> Work:
     os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
     PROFILES[job.profile.name] = job.profile  # a caller may have changed it
-    return Work(Store(job.home), job.profile.name, dataset, job.device)
+    return Work(Store(job.home), job.profile.name, dataset, job.device, job.curves)

@@ -7,8 +7,8 @@ draws come from a CPU generator, an epoch at a time, so that they are the same o
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,10 @@ from purifier_core.profiles import Recipe
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """From (model, images (B, 3, H, W) float in [0, 1], labels (B,)) to a scalar."""
+
+
+Watch = Callable[[nn.Module, int], Any]
+"""Called with a network and the epochs that its training has done. It looks, and changes nothing."""
 
 
 class DivergedError(RuntimeError):
@@ -116,16 +120,18 @@ def fit(
     loss: Loss = cross_entropy,
     parameters: Iterable[nn.Parameter] | None = None,
     after_step: Callable[[], Any] | None = None,
+    watch: Watch | None = None,
     steps: int | None = None,
     graph: bool | None = None,
     title: str = "training",
 ) -> Effort:
     """Train `model` in place by SGD on uint8 `images` (N, 3, H, W) and `labels` (N,), and leave it in eval mode.
 
-    The caller sets train or eval mode beforehand. `parameters`: what to update, all by default. `steps`
-    ends the training after that many batches instead of `recipe.epochs`. `graph`: whether a GPU may replay the step
-    (see `graphs.Replayed`), by default where the loss is the plain one. The same seed on the CPU gives bit-identical
-    weights. Raises DivergedError as soon as an epoch's mean loss is not finite.
+    The caller sets train or eval mode beforehand. `parameters`: what to update, all by default. `watch` is called
+    with `model`, in eval mode, after every epoch. `steps` ends the training after that many batches instead of
+    `recipe.epochs`. `graph`: whether a GPU may replay the step (see `graphs.Replayed`), by default where the loss is
+    the plain one. The same seed on the CPU gives bit-identical weights. Raises DivergedError as soon as an epoch's
+    mean loss is not finite.
     """
     chosen = list(model.parameters() if parameters is None else parameters)
     on_gpu = images.device.type == "cuda"
@@ -185,9 +191,26 @@ def fit(
             if not math.isfinite(mean):
                 raise DivergedError(f"{title}: the loss is {mean} in epoch {epoch + 1}; try a smaller learning rate.")
             effort += Effort(seen / len(images), seen, 0.0, [round(mean, 6)])
+            if watch is not None:
+                paused = time.perf_counter()
+                with evaluating(model):
+                    watch(model, epoch + 1)
+                started += time.perf_counter() - paused  # watching is no part of the effort
     effort.seconds = time.perf_counter() - started
     model.eval()
     return effort
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` is in eval mode; afterwards every module of it is in the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @torch.inference_mode()

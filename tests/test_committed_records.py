@@ -32,6 +32,8 @@ def test_a_record_is_whole_and_current(path):
 def test_all_defenses_of_a_seed_start_from_one_backdoored_model():
     models = defaultdict(set)
     for record in map(read, COMMITTED):
+        if record.cell.defense == "abl":  # it trains a network of its own
+            continue
         models[record.cell.backdoored()].add(record.provenance["backdoored_model"])
     assert models
     assert all(len(found) == 1 for found in models.values())

@@ -1,7 +1,7 @@
 """Cells, keys and parameters: what changes a result changes the key, and bad input names the way out."""
 
 import dataclasses
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -10,7 +10,7 @@ from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError, parse_name
 from purifier_core.experiments import from_notebook
 from purifier_core.experiments.beyond import Attacks, Readings, Setting
 from purifier_core.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3
-from purifier_core.profiles import PROFILES, Recipe
+from purifier_core.profiles import PROFILES, Constants, Recipe
 
 BASE = Cell(defense="channel", clean_size=3000, seed=0, profile="small")
 
@@ -28,6 +28,30 @@ def test_what_does_not_bear_on_a_cell_is_not_in_its_key(monkeypatch):
     assert BASE.key() == before
     assert dataclasses.replace(BASE, switches=(("init", "full"),)).key() == before  # the default, spelled out
     assert dataclasses.replace(BASE, switches=(("nad_eval", "teacher"),)).key() == before  # another method's switch
+
+
+def test_a_constant_that_a_profile_changes_is_in_the_key(monkeypatch):
+    cells = {d: Cell(defense=d, clean_size=3000) for d in ("nad", "anp", "finetuning")}
+    before = {defense: cell.key() for defense, cell in cells.items()}
+    changed = replace(PROFILES["quick"], constants=Constants(anp_epsilon=0.3))
+    monkeypatch.setitem(PROFILES, "quick", changed)
+    assert [d for d, cell in cells.items() if cell.key() != before[d]] == ["anp"]
+
+
+def test_the_constants_that_the_records_were_made_with_stay():
+    """A key holds what departs from these: another value here would leave every key as it is."""
+    assert asdict(Constants()) == {
+        "nad_beta_first": 500.0,
+        "nad_beta": 1000.0,
+        "abl_gamma": 0.5,
+        "abl_isolated_share": 0.01,
+        "anp_alpha": 0.2,
+        "anp_epsilon": 0.4,
+        "anp_max_drop": 0.05,
+        "mcr_t": 0.1,
+        "fine_pruning_max_drop": 0.04,
+        "adaptive_purifier_rate": 0.1,
+    }
 
 
 def test_the_codes_version_is_in_the_key(monkeypatch):

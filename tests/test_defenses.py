@@ -170,9 +170,8 @@ def test_anp_takes_the_largest_threshold_that_held_out_accuracy_allows(victim, b
     assert len(found.sweep) == 20
 
 
-def test_anp_without_an_admissible_threshold_returns_the_given_model_and_says_so(victim, blobs, monkeypatch):
-    monkeypatch.setattr("purifier_core.defenses.anp.MAX_DROP", -1.1)  # more than all that accuracy can gain
-    found = anp(victim, *blobs, steps=2, seed=0)
+def test_anp_without_an_admissible_threshold_returns_the_given_model_and_says_so(victim, blobs):
+    found = anp(victim, *blobs, max_drop=-1.1, steps=2, seed=0)
     assert found.diagnostics["admissible"] is False
     assert found.diagnostics["tau"] is None
     assert found.diagnostics["pruned"] == 0

@@ -31,6 +31,16 @@ def test_batchnorm_of_few_channels_gives_torchs_gradients_and_statistics(shape):
         torch.testing.assert_close(one, other)
 
 
+def test_without_running_statistics_it_is_torchs_own():
+    x = torch.randn(4, 8, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
+    layer = BatchNorm2d(8)
+    layer.track_running_stats = False
+    with threads(2):
+        assert "_Narrow" not in type(layer(x).grad_fn).__name__
+    assert torch.equal(layer.running_mean, torch.zeros(8))
+    assert int(layer.num_batches_tracked) == 0
+
+
 def test_its_gradient_is_the_numerical_one():
     torch.manual_seed(0)
     layer = BatchNorm2d(3).double()

@@ -13,13 +13,15 @@ from purifier_core.attacks import badnets
 from purifier_core.config import Cell
 from purifier_core.defenses.abl import sample_losses
 from purifier_core.experiments.beyond import Attacks
-from purifier_core.experiments.supplement import Table3
+from purifier_core.experiments.supplement import Table3, Table4
 from purifier_core.pages import report
 from purifier_core.profiles import PERTURBATIONS, PROFILES, Perturbation, Recipe
 from purifier_core.records import Record, Store, read, write_atomically
-from purifier_core.training import NO_AUGMENT
+from purifier_core.training import NO_AUGMENT, evaluate, fit
 
-TINY = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": Recipe(1, 0.01), "nad": Recipe(1, 0.01)}
+ONE = Recipe(1, 0.01)
+TINY: dict = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": ONE, "nad": ONE, "mcr": ONE}
+TINY |= {"purifier": (Recipe(2, 0.01), ONE), "abl": (ONE, ONE, ONE)}
 METHODS = "none,finetuning,nad"
 
 
@@ -68,10 +70,54 @@ def test_run_computes_once_and_shares_the_backdoored_model(store, monkeypatch):
     first = runner.run(table(), say=lambda _: None)
     assert [r.cell.defense for r in first.records] == ["none", "finetuning", "nad"]
     assert len({r.provenance["backdoored_model"] for r in first.records}) == 1
-    assert len(list(store.models.glob("*.pt"))) == 1
+    assert len(list(store.models.glob("*.pt"))) == 2  # the finetuned one is NAD's teacher
     assert first.records[1].effort["images"] == 200  # one epoch of 5 % of 4,000 images
     monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
     assert runner.run(table(), say=lambda _: None).records == first.records
+
+
+def test_a_network_that_others_begin_with_is_trained_once(store, monkeypatch):
+    """The same numbers whether Finetuning, MCR or NAD came first, and as from the defense called alone."""
+    trained: list[str] = []
+    monkeypatch.setattr(
+        "purifier_core.defenses.finetuning.fit",
+        lambda *args, **options: (trained.append(options["title"]), fit(*args, **options))[1],
+    )
+    first = runner.run(table(methods="none,mcr,nad,finetuning"), say=lambda _: None)
+    assert trained == ["finetuning"]
+    seen = {record.cell.defense: record for record in first.records}
+    assert seen["nad"].effort["epochs"] == 2
+    assert seen["nad"].effort["losses"][:1] == seen["mcr"].effort["losses"][:1] == seen["finetuning"].effort["losses"]
+    assert seen["nad"].effort["seconds"] > seen["finetuning"].effort["seconds"]
+    work = compute.Work(store, "quick", "mnist", "cpu")
+    nad = seen["nad"].cell
+    alone = work._defend(nad, None, None).model
+    x, y = work.split.test_images, work.split.test_labels
+    assert evaluate(alone, x, y, work.triggered(nad), 5) == {"acc": seen["nad"].acc, "asr": seen["nad"].asr}
+
+
+def test_abl_alone_trains_no_undefended_network(store):
+    (record,) = runner.run(Table4(profile="quick", methods="abl"), say=lambda _: None).records
+    assert not list(store.models.glob("*.pt"))
+    assert "backdoored_model" not in record.provenance
+
+
+def test_a_defense_is_watched_after_every_epoch_unless_curves_are_off(store, tmp_path):
+    columns = {"methods": "none,finetuning,nad,channel", "init": "full"}
+    watched = runner.run(table(**columns), say=lambda _: None)
+    curves = {record.cell.defense: record.diagnostics.get("curve") for record in watched.records}
+    assert curves["none"] is None
+    assert curves["finetuning"]["epochs"] == [0, 1]
+    assert curves["nad"]["epochs"] == [0, 2]  # while the teacher is trained the student is the given network
+    assert curves["nad"]["stages"] == [1]
+    assert curves["channel"]["epochs"] == [0, 1, 2, 3]
+    assert curves["channel"]["stages"] == [2]
+    for curve in (curves["finetuning"], curves["nad"], curves["channel"]):
+        assert curve["images"] == [1000, watched.records[0].asr_images]
+        assert curve["acc"][0] == curves["finetuning"]["acc"][0]  # the undefended network
+    blind = runner.run(table(curves="off", **columns), Store(tmp_path / "blind"), say=lambda _: None)
+    assert [(r.acc, r.asr) for r in blind.records] == [(r.acc, r.asr) for r in watched.records]
+    assert not any("curve" in r.diagnostics for r in blind.records)
 
 
 def test_every_attack_trains_and_leaves_a_picture(store):
@@ -113,7 +159,7 @@ def test_two_workers_compute_what_one_does(store, tmp_path):
     for one, two in zip(alone, both, strict=True):
         assert [(r.cell, r.acc, r.asr) for r in one.records] == [(r.cell, r.acc, r.asr) for r in two.records]
     assert sum(line.startswith("[") for line in lines) == 5
-    assert len(list(store.models.glob("*.pt"))) == 4  # three backdoored, and Trojan's clean one
+    assert len(list(store.models.glob("*.pt"))) == 6  # three backdoored, two finetuned, and Trojan's clean one
 
 
 def test_a_deleted_record_comes_back_with_the_same_numbers(store):
@@ -131,16 +177,16 @@ def test_a_deleted_record_comes_back_with_the_same_numbers(store):
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(store, monkeypatch, capsys):
     def broken(*_args, **_options):
-        raise RuntimeError("the finetuning broke")
+        raise RuntimeError("the student broke")
 
-    monkeypatch.setattr(apply, "finetuning", broken)
+    monkeypatch.setattr(apply, "nad", broken)
     arguments = ["run", "table3", "--profile", "quick", "--methods", METHODS]
     assert cli.main(arguments) == 1
     assert cli.main(["status"]) == 1
-    assert "failed: mnist vgg16 badnets 10% · Finetuning" in capsys.readouterr().out
-    assert {c.defense for c in numbers(store)} == {"none", "nad"}
+    assert "failed: mnist vgg16 badnets 10% · NAD" in capsys.readouterr().out
+    assert {c.defense for c in numbers(store)} == {"none", "finetuning"}
     (failure,) = store.folder.rglob("*.failed.json")
-    assert "RuntimeError: the finetuning broke" in read(failure).error
+    assert "RuntimeError: the student broke" in read(failure).error
     monkeypatch.undo()
     monkeypatch.setenv("PURIFIER_HOME", str(store.folder.parent))
     monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], **TINY))

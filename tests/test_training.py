@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.device import threads
 from purifier_core.models import VGG16, ResNet18, build
 from purifier_core.profiles import BACKDOOR, MCR, NAD_STUDENT, Recipe
 from purifier_core.training import (
@@ -18,8 +17,12 @@ from purifier_core.training import (
     DivergedError,
     accuracy,
     batches,
+    cross_entropy,
     evaluate,
+    evaluating,
     fit,
+    predict,
+    to_float,
 )
 
 
@@ -171,6 +174,23 @@ def test_a_step_that_changes_from_call_to_call_is_not_replayed(blobs):
     assert len(calls) > 12
 
 
+def gradient(digits, seed: int, bf16: bool) -> torch.Tensor:
+    model = build("vgg16", 10, 1 / 8, seed).to(memory_format=torch.channels_last).train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = cross_entropy(model, to_float(digits.train_images[:256]), digits.train_labels[:256])
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_under_bf16_the_gradient_points_the_way_of_fp32s(digits, seed):
+    """13 layers of products rounded to 8 bits: a cosine of 0.81 to 0.86 with and without the processor's instructions,
+    and a difference of 0.54 to 0.62 of the gradient's length. A gradient of other images has a cosine near 0."""
+    full, rounded = gradient(digits, seed, False), gradient(digits, seed, True)
+    assert F.cosine_similarity(full, rounded, 0) > 0.7
+    assert 0 < (full - rounded).norm() < 0.75 * full.norm()
+
+
 def test_bf16_rounds_products_and_keeps_the_weights(digits):
     """A step goes the way of the one in fp32, but for the rounding of its products to 8 bits."""
     start, *trained = (build("vgg16", 10, 1 / 8, 0).to(memory_format=torch.channels_last).train() for _ in range(3))
@@ -182,10 +202,35 @@ def test_bf16_rounds_products_and_keeps_the_weights(digits):
     assert 0 < (full - rounded).norm() < (full - here).norm()  # the other way it would be twice that
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_bf16_trains_on_any_number_of_threads(blobs, count):
-    model = build("vgg16", 3, 1 / 16, 0).to(memory_format=torch.channels_last).train()
-    x = blobs[0].repeat(1, 1, 4, 4)
-    with threads(count):
-        effort = fit(model, x, blobs[1], Recipe(24, 0.05, bf16=True), seed=0, augment=NO_AUGMENT)
-    assert effort.losses[-1] < 0.7 * effort.losses[0]
+def test_training_under_bf16_converges(digits):
+    """Over three seeds together: one seed alone may stray, in fp32 as well."""
+    first, last = 0.0, 0.0
+    for seed in range(3):
+        model = build("vgg16", 10, 1 / 8, seed).to(memory_format=torch.channels_last).train()
+        recipe = Recipe(6, 0.05, bf16=True)
+        effort = fit(model, digits.train_images[:512], digits.train_labels[:512], recipe, seed=seed, augment=NO_AUGMENT)
+        first, last = first + effort.losses[0], last + effort.losses[-1]
+    assert last < 0.5 * first
+
+
+def test_watching_sees_every_epoch_in_eval_mode_and_changes_nothing(blobs):
+    seen: list[tuple[int, bool, int]] = []
+    weights = []
+    for watch in (None, lambda model, epoch: seen.append((epoch, model.training, len(predict(model, blobs[0]))))):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3), nn.BatchNorm1d(3), nn.Dropout(0.0)).train()
+        with torch.no_grad():
+            model[1].weight.fill_(0.01)
+            model[1].bias.zero_()
+        model[3].eval()  # a module in a mode of its own keeps it
+        fit(model, *blobs, Recipe(3, 0.1, batch_size=32), seed=0, watch=watch)
+        weights.append(torch.cat([t.flatten().double() for t in model.state_dict().values()]))
+    assert seen == [(1, False, 96), (2, False, 96), (3, False, 96)]
+    assert torch.equal(*weights)
+
+
+def test_evaluating_gives_every_module_its_mode_back():
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).train()
+    model[1].eval()
+    with evaluating(model):
+        assert not any(m.training for m in model.modules())
+    assert [m.training for m in model.modules()] == [True, True, False, False]

@@ -10,26 +10,23 @@ unlearns in train mode, and so does the default here; `abl_bn` on the page of th
 """
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.defenses import Defended, recount_batchnorm
-from purifier_core.profiles import ABL, Recipe
-from purifier_core.training import NO_AUGMENT, Augment, Augmented, cross_entropy, fit
-
-GAMMA = 0.5
-"""The loss level below which local gradient ascent turns training back."""
-
-ISOLATED_SHARE = 0.01
-"""The share of the training set that is isolated and unlearned."""
+from purifier_core.profiles import ABL, Constants, Recipe
+from purifier_core.training import NO_AUGMENT, Augment, Augmented, Watch, cross_entropy, fit
 
 
-def local_gradient_ascent(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def local_gradient_ascent(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, gamma: float = Constants.abl_gamma
+) -> torch.Tensor:
     """sign(L - gamma) * L for the batch's mean cross-entropy L: what is learned fast is held back at gamma."""
     loss = F.cross_entropy(model(x), y)
-    return (loss.detach() - GAMMA).sign() * loss
+    return (loss.detach() - gamma).sign() * loss
 
 
 def ascent(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -48,10 +45,13 @@ def abl(
     batchnorm: str = "reference",
     augment: Augment = Augment(),
     seed: int = 0,
+    gamma: float = Constants.abl_gamma,
+    isolated_share: float = Constants.abl_isolated_share,
+    watch: Watch | None = None,
 ) -> Defended:
     """Train a copy of the fresh `model` on the poisoned `images` and `labels`: isolate, finetune, unlearn.
 
-    The isolated images are the ISOLATED_SHARE of lowest cross-entropy after the first stage, scored in eval mode;
+    The isolated images are the `isolated_share` of lowest cross-entropy after the first stage, scored in eval mode;
     their indices are in the diagnostics. Augmentation acts in finetuning alone. remove_isolated=False finetunes on
     the isolated images too, and score_augmented augments the first, second and last step as well; the release
     does both. batchnorm: what its running statistics do in unlearning. "reference": they follow the isolated images;
@@ -67,16 +67,26 @@ def abl(
         stages[0],
         seed=seed,
         augment=elsewhere,
-        loss=local_gradient_ascent,
+        loss=partial(local_gradient_ascent, gamma=gamma),
+        watch=watch,
         title="ABL isolation",
     )
     scores = sample_losses(model, images, labels, elsewhere, seed)
     order = scores.argsort(stable=True)
-    count = max(2, round(ISOLATED_SHARE * len(images)))
+    count = max(2, round(isolated_share * len(images)))
     isolated, others = order[:count], order[count:].sort().values
     rest = others if remove_isolated else order.sort().values
     model.train()
-    effort += fit(model, images[rest], labels[rest], stages[1], seed=seed + 1, augment=augment, title="ABL finetuning")
+    effort += fit(
+        model,
+        images[rest],
+        labels[rest],
+        stages[1],
+        seed=seed + 1,
+        augment=augment,
+        watch=watch,
+        title="ABL finetuning",
+    )
     model.train(batchnorm != "frozen")
     effort += fit(
         model,
@@ -86,6 +96,7 @@ def abl(
         seed=seed + 2,
         augment=elsewhere,
         loss=ascent,
+        watch=watch,
         title="ABL unlearning",
     )
     if batchnorm == "recounted":

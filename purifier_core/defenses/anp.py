@@ -14,13 +14,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from purifier_core.defenses import Defended, held_out
-from purifier_core.profiles import ANP_MASKS, ANP_STEPS, Recipe
-from purifier_core.training import Augment, accuracy, fit
+from purifier_core.profiles import ANP_MASKS, ANP_STEPS, Constants, Recipe
+from purifier_core.training import Augment, Watch, accuracy, fit
 
-ALPHA, EPSILON = 0.2, 0.4
 TAUS = tuple(round(0.05 * k, 2) for k in range(20))
-MAX_DROP = 0.05
-"""Largest loss of held-out accuracy that the threshold may cost (our choice; the paper names none)."""
+WATCHED = 10
+"""How often the training is watched at most: each time a threshold is chosen, which takes longer than an epoch."""
 
 
 def anp(
@@ -32,11 +31,15 @@ def anp(
     steps: int = ANP_STEPS,
     augment: Augment = Augment(),
     seed: int = 0,
+    alpha: float = Constants.anp_alpha,
+    epsilon: float = Constants.anp_epsilon,
+    max_drop: float = Constants.anp_max_drop,
+    watch: Watch | None = None,
 ) -> Defended:
     """Train the masks for `steps` batches and prune at the largest tau of TAUS that held-out accuracy allows.
 
     The masks see 80 % of the clean set; tau is the largest whose accuracy on the other 20 % stays within
-    MAX_DROP of the given model's. The sweep holds the model pruned at every tau. Where no tau does, the result is the
+    `max_drop` of the given model's. The sweep holds the model pruned at every tau. Where no tau does, the result is the
     given model itself, and the diagnostics say `admissible: False`: ANP found no operating point, it did not repair.
     """
     work, chosen = held_out(len(images))
@@ -50,7 +53,7 @@ def anp(
     draws = torch.Generator().manual_seed(seed)
 
     def noise(like: torch.Tensor) -> torch.Tensor:
-        drawn = torch.rand(like.shape, generator=draws) * 2 * EPSILON - EPSILON
+        drawn = torch.rand(like.shape, generator=draws) * 2 * epsilon - epsilon
         return drawn.to(like.device).requires_grad_()
 
     def run(x: torch.Tensor, weight_noise: dict, bias_noise: dict) -> torch.Tensor:
@@ -66,14 +69,39 @@ def anp(
         slopes = torch.autograd.grad(F.cross_entropy(run(x, delta, xi), y), flat)
         with torch.no_grad():
             for value, slope in zip(flat, slopes, strict=True):
-                value += EPSILON * slope.sign()
+                value += epsilon * slope.sign()
                 value.requires_grad_(False)
-        return ALPHA * F.cross_entropy(run(x, {}, {}), y) + (1 - ALPHA) * F.cross_entropy(run(x, delta, xi), y)
+        return alpha * F.cross_entropy(run(x, {}, {}), y) + (1 - alpha) * F.cross_entropy(run(x, delta, xi), y)
 
     def clamp() -> None:
         with torch.no_grad():
             for mask in masks.values():
                 mask.clamp_(0.0, 1.0)
+
+    full = accuracy(model, images[chosen], labels[chosen])
+
+    def choose() -> tuple[str | None, dict[str, nn.Module], dict[str, float]]:
+        """The chosen tau, the pruned network and its held-out accuracy at every tau. Equal networks are one object."""
+        sweep: dict[str, nn.Module] = {}
+        kept: dict[str, float] = {}
+        counts: dict[int, str] = {}
+        for tau in TAUS:
+            label, count = f"{tau:.2f}", sum(int((mask <= tau).sum()) for mask in masks.values())
+            alike = counts.setdefault(count, label)
+            sweep[label] = sweep[alike] if alike in sweep else prune(model, masks, tau)
+            kept[label] = kept[alike] if alike in kept else accuracy(sweep[label], images[chosen], labels[chosen])
+        return (
+            max((tau for tau, value in kept.items() if value >= full - max_drop), key=float, default=None),
+            sweep,
+            kept,
+        )
+
+    every = max(1, round(steps * recipe.batch_size / len(images[work]) / WATCHED))
+
+    def look(_: nn.Module, epoch: int) -> None:
+        if watch is not None and epoch % every == 0:
+            tau, points = choose()[:2]
+            watch(points[tau] if tau else model, epoch)
 
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -87,14 +115,11 @@ def anp(
         loss=loss,
         parameters=masks.values(),
         after_step=clamp,
+        watch=look if watch else None,
         steps=steps,
         title="ANP masks",
     )
-    sweep = {f"{tau:.2f}": prune(model, masks, tau) for tau in TAUS}
-    full = accuracy(model, images[chosen], labels[chosen])
-    kept = {tau: accuracy(pruned, images[chosen], labels[chosen]) for tau, pruned in sweep.items()}
-    allowed = [tau for tau, value in kept.items() if value >= full - MAX_DROP]
-    best = max(allowed, key=float) if allowed else None
+    best, sweep, kept = choose()
     values = torch.cat([m.detach() for m in masks.values()])
     notes = {
         "admissible": best is not None,

@@ -12,11 +12,8 @@ from torch import nn
 
 from purifier_core.config import one_of
 from purifier_core.defenses import Defended, held_out
-from purifier_core.profiles import FINE_PRUNING, Recipe
-from purifier_core.training import Augment, accuracy, fit, to_float
-
-MAX_DROP = 0.04
-"""Largest loss of held-out accuracy that pruning may cost, as a fraction (our choice; the paper names none)."""
+from purifier_core.profiles import FINE_PRUNING, Constants, Recipe
+from purifier_core.training import Augment, Watch, accuracy, fit, to_float
 
 FIXED_SHARE = 417 / 512
 """The release's VGG always stops at 417 of 512 channels."""
@@ -49,10 +46,12 @@ def fine_pruning(
     test: tuple[torch.Tensor, torch.Tensor] | None = None,
     augment: Augment = Augment(),
     seed: int = 0,
+    max_drop: float = Constants.fine_pruning_max_drop,
+    watch: Watch | None = None,
 ) -> Defended:
     """Prune the output channels of the submodule `site` in ascending order of mean clean activation, then finetune.
 
-    select: "held-out" takes the largest count whose accuracy on 20 % of the clean set stays within MAX_DROP of
+    select: "held-out" takes the largest count whose accuracy on 20 % of the clean set stays within `max_drop` of
     the unpruned model's; "test" starts at FIXED_SHARE and stops at the first count with accuracy at most
     RELEASED_ACCURACY on `test` (images, labels), as released; "fixed" takes FIXED_SHARE.
     """
@@ -78,7 +77,7 @@ def fine_pruning(
         x, y = images[chosen], labels[chosen]
         full = accuracy_at(0, x, y)
         curve = [[n, accuracy_at(n, x, y)] for n in range(1, last + 1)]
-        count = int(max((n for n, acc in curve if acc >= full - MAX_DROP), default=0))
+        count = int(max((n for n, acc in curve if acc >= full - max_drop), default=0))
     elif select == "test":
         if test is None:
             raise ValueError("select='test' needs test=(images, labels)")
@@ -86,7 +85,7 @@ def fine_pruning(
             count += 1
     accuracy_at(count, images[chosen], labels[chosen])
     model.train()
-    effort = fit(model, images, labels, recipe, seed=seed, augment=augment, title="fine-pruning")
+    effort = fit(model, images, labels, recipe, seed=seed, augment=augment, watch=watch, title="fine-pruning")
     notes = {"pruned": count, "channels": len(order), "held_out_curve": curve}
     return Defended(model, effort, notes)
 

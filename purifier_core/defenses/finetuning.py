@@ -7,7 +7,7 @@ from torch import nn
 
 from purifier_core.defenses import Defended
 from purifier_core.profiles import FINETUNING, Recipe
-from purifier_core.training import Augment, fit
+from purifier_core.training import Augment, Watch, fit
 
 
 def finetuning(
@@ -18,7 +18,9 @@ def finetuning(
     recipe: Recipe = FINETUNING,
     augment: Augment = Augment(),
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Defended:
     """Finetune a copy of `model`; the last epoch is the result."""
     tuned = copy.deepcopy(model).train()
-    return Defended(tuned, fit(tuned, images, labels, recipe, seed=seed, augment=augment, title="finetuning"))
+    effort = fit(tuned, images, labels, recipe, seed=seed, augment=augment, watch=watch, title="finetuning")
+    return Defended(tuned, effort)

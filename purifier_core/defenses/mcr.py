@@ -15,11 +15,8 @@ from torch.nn import functional as F
 
 from purifier_core.defenses import Defended, recount_batchnorm
 from purifier_core.defenses.finetuning import finetuning
-from purifier_core.profiles import FINETUNING, MCR, Recipe
-from purifier_core.training import Augment, fit
-
-T = 0.1
-"""The point of the curve that is the result."""
+from purifier_core.profiles import FINETUNING, MCR, Constants, Recipe
+from purifier_core.training import Augment, Watch, fit
 
 
 def curve_point(w0: torch.Tensor, theta: torch.Tensor, w1: torch.Tensor, t: float) -> torch.Tensor:
@@ -34,16 +31,19 @@ def mcr(
     *,
     recipe: Recipe = MCR,
     endpoint_recipe: Recipe = FINETUNING,
-    t: float = T,
+    t: float = Constants.mcr_t,
     augment: Augment = Augment(),
     seed: int = 0,
+    tuned: Defended | None = None,
+    watch: Watch | None = None,
 ) -> Defended:
     """Train the curve on the clean set and return the model at `t`; the sweep holds t = 0, 0.1, ..., 1.
 
     One t ~ U(0, 1) is drawn for each batch; the weight decay of `recipe` is a penalty on phi(t). BatchNorm
-    statistics are not interpolated: at each t they are counted anew over the clean set.
+    statistics are not interpolated: at each t they are counted anew over the clean set. tuned: the endpoint, where
+    `finetuning` with `endpoint_recipe`, `augment` and `seed` was already run.
     """
-    endpoint = finetuning(model, images, labels, recipe=endpoint_recipe, augment=augment, seed=seed)
+    endpoint = tuned or finetuning(model, images, labels, recipe=endpoint_recipe, augment=augment, seed=seed)
     start = {n: p.detach() for n, p in model.named_parameters()}
     end = {n: p.detach() for n, p in endpoint.model.named_parameters()}
     theta = {n: nn.Parameter((start[n] + end[n]) / 2) for n in start}
@@ -56,7 +56,19 @@ def mcr(
         penalty = torch.stack([p.pow(2).sum() for p in phi.values()]).sum()
         return F.cross_entropy(functional_call(network, phi, (x,)), y) + recipe.weight_decay / 2 * penalty
 
-    effort = endpoint.effort
+    def at(point: float) -> nn.Module:
+        placed = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, parameter in placed.named_parameters():
+                parameter.copy_(curve_point(start[name], theta[name], end[name], point))
+        recount_batchnorm(placed, images)
+        return placed
+
+    def look(_: nn.Module, epoch: int) -> None:
+        if watch is not None:
+            watch(at(t), epoch)
+
+    effort = copy.deepcopy(endpoint.effort)
     effort += fit(
         base,
         images,
@@ -66,16 +78,8 @@ def mcr(
         augment=augment,
         loss=loss,
         parameters=theta.values(),
+        watch=look if watch else None,
         title="MCR curve",
     )
-
-    def at(point: float) -> nn.Module:
-        found = copy.deepcopy(model)
-        with torch.no_grad():
-            for name, parameter in found.named_parameters():
-                parameter.copy_(curve_point(start[name], theta[name], end[name], point))
-        recount_batchnorm(found, images)
-        return found
-
     sweep = {f"{k / 10:.1f}": at(k / 10) for k in range(11)}
     return Defended(at(t), effort, {"t": t}, sweep)

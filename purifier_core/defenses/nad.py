@@ -10,11 +10,8 @@ from torch.nn import functional as F
 from purifier_core.config import one_of
 from purifier_core.defenses import Defended
 from purifier_core.defenses.finetuning import finetuning
-from purifier_core.profiles import FINETUNING, NAD_STUDENT, Recipe
-from purifier_core.training import Augment, fit
-
-BETA_FIRST, BETA = 500.0, 1000.0
-"""Weight of the attention term at the shallowest site, and at every deeper one."""
+from purifier_core.profiles import FINETUNING, NAD_STUDENT, Constants, Recipe
+from purifier_core.training import Augment, Watch, fit
 
 
 def attention(f: torch.Tensor) -> torch.Tensor:
@@ -34,18 +31,23 @@ def nad(
     result: str = "student",
     augment: Augment = Augment(),
     seed: int = 0,
+    beta_first: float = Constants.nad_beta_first,
+    beta: float = Constants.nad_beta,
+    tuned: Defended | None = None,
+    watch: Watch | None = None,
 ) -> Defended:
     """Distil at the submodules `sites`; the student, which starts from `model`, is the result.
 
     Recipes: the release's (teacher 20 epochs at 0.01; student 10 epochs at 0.1, halved every second). The maps
     of a site that is 1x1 normalise to 1 and teach nothing, hence sites before the pooling. result="teacher"
-    returns the finetuned teacher, which is what the release measures.
+    returns the finetuned teacher, which is what the release measures. tuned: the teacher, where `finetuning` with
+    `teacher_recipe`, `augment` and `seed` was already run.
     """
     one_of("result", result, ("student", "teacher"))
-    taught = finetuning(model, images, labels, recipe=teacher_recipe, augment=augment, seed=seed)
+    tuned = tuned or finetuning(model, images, labels, recipe=teacher_recipe, augment=augment, seed=seed)
     if result == "teacher":
-        return taught
-    teacher, effort = taught.model, taught.effort
+        return tuned
+    teacher, effort = copy.deepcopy(tuned.model), copy.deepcopy(tuned.effort)
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     student = copy.deepcopy(model).train()
@@ -61,11 +63,12 @@ def nad(
         with torch.no_grad():
             teacher(x)
         for depth, (ours, theirs) in enumerate(zip(seen[student], seen[teacher], strict=True)):
-            beta = BETA if depth else BETA_FIRST
-            total = total + beta * F.mse_loss(attention(ours), attention(theirs))
+            total = total + (beta if depth else beta_first) * F.mse_loss(attention(ours), attention(theirs))
         return total
 
-    effort += fit(student, images, labels, recipe, seed=seed + 1, augment=augment, loss=loss, title="NAD student")
+    effort += fit(
+        student, images, labels, recipe, seed=seed + 1, augment=augment, loss=loss, watch=watch, title="NAD student"
+    )
     plain = copy.deepcopy(model)  # the student without its hooks
     plain.load_state_dict(student.state_dict())
     return Defended(plain.eval(), effort)

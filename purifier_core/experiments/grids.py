@@ -43,6 +43,7 @@ def module(granularity: str, init: str) -> Column:
 class Experiment:
     """What every table and figure is: columns of defenses, and rows. The fields are the parameters.
 
+    `curves`: whether to watch each defense after every epoch (`probes.Curve`), which changes no number.
     Raises ConfigError for every value that cannot be used.
     """
 
@@ -56,6 +57,7 @@ class Experiment:
     attack: Any = "badnets"
     poison_ratio: Any = 0.1
     device: Any = "auto"
+    curves: Any = "on"
 
     def __post_init__(self) -> None:
         for name in {"clean_size", "poison_ratio"} & {f.name for f in fields(self)}:
@@ -71,6 +73,7 @@ class Experiment:
         one_of("profile", self.profile, ("auto", *PROFILES))
         one_of("attack", self.attack, (*ATTACKS, *ADAPTIVE, "all") if self.axis == "attack" else ATTACKS)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("curves", self.curves, ("on", "off"))
         object.__setattr__(self, "seeds", parse_seeds(self.seeds))
 
     def _or_all(self, name: str) -> str:
