@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from purifier_core.profiles import PERTURBATIONS, PROFILES, Constants, Recipe, older_rates
+from purifier_core.profiles import PERTURBATIONS, PROFILES, Recipe, older_rates, plain
 
 TARGET_CLASS = 5
 """The attacker's class in every experiment of the authors' release."""
@@ -108,9 +108,7 @@ SWITCHES = {
     "blend_noise": Switch(("fixed", "redraw"), ("backdoor", "blend"), "one noise image, or new noise for every image"),
     "sig_map": Switch(("stripes", "sinusoid"), ("backdoor", "sig"), "the release's stored map, or the usual sinusoid"),
     "sig_label": Switch(("dirty", "clean"), ("backdoor", "sig"), "flip labels as released, or poison class 5 alone"),
-    "cl_kind": Switch(
-        ("consistent", "patch"), ("backdoor", "cl"), "the field's label-consistent attack, or the release's patch"
-    ),
+    "cl_kind": Switch(("consistent", "patch"), ("backdoor", "cl"), "labels kept, as proposed, or the release's patch"),
     "cl_sign": Switch(
         ("kept", "lost"), ("backdoor", "cl"), "lost: negative pixels turn bright, as saved", ("cl_kind", "patch")
     ),
@@ -121,9 +119,7 @@ SWITCHES = {
     ),
     "abl_remove_isolated": Switch(("yes", "no"), ("abl",), "leave the isolated images out of ABL's finetuning"),
     "abl_score_aug": Switch(("no", "yes"), ("abl",), "score augmented images when ABL isolates, and unlearn on such"),
-    "abl_bn": Switch(
-        ("reference", "frozen", "recounted"), ("abl",), "what BatchNorm's statistics do in ABL's unlearning"
-    ),
+    "abl_bn": Switch(("reference", "frozen", "recounted"), ("abl",), "BatchNorm's statistics in ABL's unlearning"),
     "anp_steps": Switch(("profile", "16"), ("anp",), "mask updates: the profile's number, or the release's 16"),
     "precision": Switch(("fp32", "bf16"), ("backdoor", *_ALL), "train under bf16 autocast; ours, for speed"),
 }
@@ -204,27 +200,25 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """Everything of the profile that bears on this cell, as plain values."""
         profile = PROFILES[self.profile]
-        backdoor = _plain(profile.backdoored(self.dataset, self.attack))
+        backdoor, clean = (plain(profile.backdoored(self.dataset, attack)) for attack in (self.attack, "none"))
         found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": backdoor}
-        clean = _plain(profile.backdoored(self.dataset, "none"))
         if self.needs_reference and clean != backdoor:  # where they are equal, as they were, the key holds
             found["reference"] = clean
         if self.consistent:
             found["perturbation"] = asdict(PERTURBATIONS[self.dataset])
         if self.defense in (*GRANULARITIES, "scratch"):
-            found["purifier"] = [_plain(r) for r in self.purifier_stages()]
+            found["purifier"] = [plain(r) for r in self.purifier_stages()]
         elif self.defense == "abl":
-            found["abl"] = [_plain(r) for r in profile.abl]
+            found["abl"] = [plain(r) for r in profile.abl]
         elif self.defense == "anp":
-            found |= {"anp": _plain(profile.anp_masks(self.dataset)), "anp_steps": profile.anp_steps}
+            found |= {"anp": plain(profile.anp_masks(self.dataset)), "anp_steps": profile.anp_steps}
         elif self.defense not in ("none", *BOUNDS):  # these have no recipe
-            found[self.defense] = _plain(getattr(profile, self.defense))
+            found[self.defense] = plain(getattr(profile, self.defense))
         if self.defense in ("nad", "mcr"):  # both begin with a finetuned copy
-            found["finetuning"] = _plain(profile.finetuning)
+            found["finetuning"] = plain(profile.finetuning)
         for method in (self.defense, self.attack):
-            usual = Constants().of(method)
-            departing = {n: v for n, v in profile.constants.of(method).items() if v != usual[n]}
-            found |= {f"{method}_constants": departing} if departing else {}
+            if departing := profile.constants.departing(method):
+                found[f"{method}_constants"] = departing
         return found
 
     def purifier_stages(self) -> tuple[Recipe, Recipe]:
@@ -244,12 +238,6 @@ class Cell:
         for name, value in self.switches:
             text += f" · {name}={value}"
         return f"{text} · seed {self.seed} · {self.profile}"
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe for a key. Fields added since the first records stay out at their neutral value, so old keys hold."""
-    later = {"nesterov": False, "bf16": False}
-    return {n: v for n, v in asdict(recipe).items() if n not in later or v != later[n]}
 
 
 def check_clean_size(value: Any, dataset: str) -> int:

@@ -28,6 +28,12 @@ class Recipe:
         return self.lr * self.gamma ** sum(epoch >= m for m in self.milestones)
 
 
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe for a key. Fields added since the first records stay out at their neutral value, so old keys hold."""
+    later = {"nesterov": False, "bf16": False}
+    return {n: v for n, v in asdict(recipe).items() if n not in later or v != later[n]}
+
+
 # The released schedules, where the release has one; a profile may shorten them.
 BACKDOOR = Recipe(80, 0.1, milestones=(70,))
 FINETUNING = Recipe(20, 0.01)
@@ -90,6 +96,11 @@ class Constants:
         """The constants of a method, by their names without it."""
         start = f"{method}_"
         return {name.removeprefix(start): value for name, value in asdict(self).items() if name.startswith(start)}
+
+    def departing(self, method: str) -> dict[str, Any]:
+        """Those of a method that are not the usual ones."""
+        usual = Constants().of(method)
+        return {name: value for name, value in self.of(method).items() if value != usual[name]}
 
 
 @dataclass(frozen=True)
