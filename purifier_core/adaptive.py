@@ -27,6 +27,7 @@ class Attacker:
     def __init__(self, kind: str, model: nn.Module, num_classes: int, example: torch.Tensor, seed: int) -> None:
         one_of("attack", kind, ("adaptive_purifier", "adaptive_bound"))
         self.num_classes = num_classes
+        self.reach: dict[str, torch.Tensor] = {}
         self.trained: nn.Module = model
         if kind == "adaptive_purifier":
             sites: Any = model.purifier_sites
@@ -34,7 +35,6 @@ class Attacker:
             self._loss = self._through_units
         else:
             self.sites = tuple(find(model, example))
-            self.reach: dict[str, torch.Tensor] = {}
             self._loss = self._within_clean
 
     def marked(self, labels: torch.Tensor, poisoned: int) -> torch.Tensor:
@@ -44,6 +44,14 @@ class Attacker:
     def loss(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The loss of a batch with marked labels."""
         return self._loss(model, x, y % self.num_classes, y >= self.num_classes)
+
+    def get_state(self) -> dict[str, torch.Tensor]:
+        """The reach of clean images so far, for `checkpoints`."""
+        return self.reach
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `get_state` gave."""
+        self.reach = state
 
     def result(self) -> nn.Module:
         """The network that the defender gets."""

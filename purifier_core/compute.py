@@ -16,6 +16,7 @@ from purifier_core.adaptive import Attacker
 from purifier_core.apply import adapt, defend
 from purifier_core.attacks import Trigger, asr_set, make_trigger, perturbed, poison
 from purifier_core.cache import Make, kept
+from purifier_core.checkpoints import checkpoints
 from purifier_core.config import ADAPTIVE, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
 from purifier_core.defenses import Defended
 from purifier_core.defenses.abl import abl
@@ -127,15 +128,17 @@ class Work:
         if curve and cell.defense not in FRESH:
             curve.start(self.backdoored(cell.backdoored())[0])
         watched = curve.seconds if curve else 0.0
+        path = self.store.path(cell, self.split.fingerprint)
         started = time.perf_counter()
-        defended = self._abl(cell, curve) if cell.defense == "abl" else self._defend(cell, tuned, curve)
+        with checkpoints(self.store.checkpoints / f"{path.parent.name}-{path.stem}", [curve] if curve else []):
+            defended = self._abl(cell, curve) if cell.defense == "abl" else self._defend(cell, tuned, curve)
         seconds = time.perf_counter() - started
         if tuned:
             seconds += tuned.effort.seconds
         if curve and curve.points[1:]:
             seconds -= curve.seconds - watched
             defended.diagnostics["curve"] = curve.recorded()
-        defended.diagnostics["seconds"] = seconds
+        defended.diagnostics["seconds"] = max(seconds, defended.effort.seconds)  # where it went on, the larger counts
         return defended
 
     def triggered(self, cell: Cell) -> torch.Tensor:
@@ -162,15 +165,17 @@ class Work:
         trained."""
         model, training = self.backdoored(cell.backdoored())
         cell = cell.finetuned()
+        path = self._cache_path(cell, training["digest"])
 
         def tune() -> tuple[nn.Module, dict[str, Any]]:
             curve = Curve(self.split.test_images, self.split.test_labels, self.triggered(cell)) if self.curves else None
             if curve:
                 curve.start(model)
-            tuned = self._defend(cell, None, curve)
+            with checkpoints(self.store.checkpoints / path.stem, [curve] if curve else []):
+                tuned = self._defend(cell, None, curve)
             return tuned.model, {"effort": asdict(tuned.effort), "curve": curve.recorded() if curve else None}
 
-        network, notes = self._kept(self._cache_path(cell, training["digest"]), cell, tune)
+        network, notes = self._kept(path, cell, tune)
         return Defended(network, Effort(**notes["effort"]), {"curve": notes["curve"]} if notes["curve"] else {})
 
     def _abl(self, cell: Cell, watch: Watch | None) -> Defended:
@@ -255,7 +260,13 @@ class Work:
         return self._model[1], self._model[2]
 
     def _made(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
-        return self._kept(self._cache_path(cell), cell, partial(self._train, cell))
+        path = self._cache_path(cell)
+
+        def train() -> tuple[nn.Module, dict[str, Any]]:
+            with checkpoints(self.store.checkpoints / path.stem):
+                return self._train(cell)
+
+        return self._kept(path, cell, train)
 
     def _kept(self, path: Path, cell: Cell, make: Make) -> tuple[nn.Module, dict[str, Any]]:
         def made() -> tuple[nn.Module, dict[str, Any]]:
@@ -282,7 +293,9 @@ class Work:
             example, seed = to_float(images[:2]), derive(cell.seed, "attacker")
             attacker = Attacker(cell.attack, model, self.split.num_classes, example, seed)
             marked = attacker.marked(labels, len(labels) - len(self.split.train_labels))
-            effort += fit(attacker.trained.train(), images, marked, recipe, loss=attacker.loss, **options)
+            effort += fit(
+                attacker.trained.train(), images, marked, recipe, loss=attacker.loss, carried=[attacker], **options
+            )
             model = attacker.result().eval()
         else:
             effort += fit(model.train(), images, labels, recipe, **options)

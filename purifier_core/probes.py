@@ -53,6 +53,15 @@ class Curve:
         self.points.append((epoch, rates["acc"], rates["asr"]))
         self.seconds += time.perf_counter() - begun
 
+    def get_state(self) -> dict[str, Any]:
+        """All that was noted, for `checkpoints`."""
+        return {name: getattr(self, name) for name in ("begun", "last", "seconds", "stages", "points")}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_state` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
     def recorded(self) -> dict[str, Any]:
         """The curve for a record: rates are fractions, `stages` the epochs at which a further stage began, `images` the
         clean and the triggered ones that were watched, `seconds` what that took."""

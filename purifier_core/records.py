@@ -80,6 +80,7 @@ class Store:
     def __init__(self, folder: Path | None = None) -> None:
         self.home = (folder or home()).absolute()  # as a worker on another machine may need it
         self.folder, self.models, self.locks = (self.home / name for name in ("results", "models", "locks"))
+        self.checkpoints = self.home / "checkpoints"
 
     def path(self, cell: Cell, fingerprint: str, failed: bool = False) -> Path:
         """Where a cell's record lies: readable parts first, then the content key and the data's fingerprint."""

@@ -7,9 +7,9 @@ draws come from a CPU generator, an epoch at a time, so that they are the same o
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.checkpoints import Carried, begin
 from purifier_core.graphs import Replayed
 from purifier_core.profiles import Recipe
 
@@ -121,6 +122,7 @@ def fit(
     parameters: Iterable[nn.Parameter] | None = None,
     after_step: Callable[[], Any] | None = None,
     watch: Watch | None = None,
+    carried: Sequence[Carried] = (),
     steps: int | None = None,
     graph: bool | None = None,
     title: str = "training",
@@ -128,10 +130,11 @@ def fit(
     """Train `model` in place by SGD on uint8 `images` (N, 3, H, W) and `labels` (N,), and leave it in eval mode.
 
     The caller sets train or eval mode beforehand. `parameters`: what to update, all by default. `watch` is called
-    with `model`, in eval mode, after every epoch. `steps` ends the training after that many batches instead of
-    `recipe.epochs`. `graph`: whether a GPU may replay the step (see `graphs.Replayed`), by default where the loss is
-    the plain one. The same seed on the CPU gives bit-identical weights. Raises DivergedError as soon as an epoch's
-    mean loss is not finite.
+    with `model`, in eval mode, after every epoch. `carried`: what `loss` keeps from batch to batch, such as a random
+    stream of its own; inside `checkpoints` it is kept with the rest. `steps` ends the training after that many batches
+    instead of `recipe.epochs`. `graph`: whether a GPU may replay the step (see `graphs.Replayed`), by default where
+    the loss is the plain one. The same seed on the CPU gives bit-identical weights. Raises DivergedError as soon as an
+    epoch's mean loss is not finite.
     """
     chosen = list(model.parameters() if parameters is None else parameters)
     on_gpu = images.device.type == "cuda"
@@ -168,10 +171,22 @@ def fit(
 
     graph = loss is cross_entropy if graph is None else graph
     step = Replayed(eager, recipe.batch_size, len(chosen), state, forget) if on_gpu and graph else eager
-    effort = Effort()
-    started = time.perf_counter()
-    with progress(title, total=min(epochs * len(images), remaining * recipe.batch_size)) as bar:
-        for epoch in range(epochs):
+    effort, done = Effort(), 0
+    own = set(model.parameters())
+    apart = [parameter for parameter in chosen if parameter not in own]
+    named = {"title": title, "seed": seed, "recipe": asdict(recipe), "augment": asdict(augment), "steps": steps}
+    place = begin(named | {"images": len(images)}, (generator, *carried))
+    if place and (last := place.read()):
+        done, remaining, effort = last["epochs"], last["remaining"], Effort(**last["effort"])
+        model.load_state_dict(last["model"])
+        optimizer.load_state_dict(last["optimizer"])
+        with torch.no_grad():
+            for parameter, value in zip(apart, last["apart"], strict=True):
+                parameter.copy_(value)
+    started = time.perf_counter() - effort.seconds
+    with progress(title, total=min(epochs * len(images), effort.images + remaining * recipe.batch_size)) as bar:
+        bar.update(effort.images)
+        for epoch in range(done, epochs):
             rate.fill_(recipe.lr_at(epoch))
             if not on_gpu:
                 optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch)
@@ -196,6 +211,18 @@ def fit(
                 with evaluating(model):
                     watch(model, epoch + 1)
                 started += time.perf_counter() - paused  # watching is no part of the effort
+            effort.seconds = time.perf_counter() - started
+            if place:
+                place.write(
+                    {
+                        "epochs": epoch + 1,
+                        "remaining": remaining,
+                        "effort": asdict(effort),
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "apart": [parameter.detach() for parameter in apart],
+                    }
+                )
     effort.seconds = time.perf_counter() - started
     model.eval()
     return effort

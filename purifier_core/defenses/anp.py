@@ -114,6 +114,7 @@ def anp(
         augment=augment,
         loss=loss,
         parameters=masks.values(),
+        carried=[draws],
         after_step=clamp,
         watch=look if watch else None,
         steps=steps,

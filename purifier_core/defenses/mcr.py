@@ -78,6 +78,7 @@ def mcr(
         augment=augment,
         loss=loss,
         parameters=theta.values(),
+        carried=[draws],
         watch=look if watch else None,
         title="MCR curve",
     )
