@@ -112,7 +112,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(results: runner.Results, store: Store, figure: str | None = None) -> int:
     """Print an experiment's table and reading; returns 1 if something is missing."""
-    from purifier_core.pages import ablation, anomaly, defenses, efficiency, gallery, inside, readings, report
+    from purifier_core.pages import (
+        ablation,
+        anomaly,
+        committed,
+        defenses,
+        efficiency,
+        gallery,
+        inside,
+        readings,
+        report,
+    )
 
     kind = results.experiment
     views: dict[str, Any] = {
@@ -128,6 +138,8 @@ def show(results: runner.Results, store: Store, figure: str | None = None) -> in
     notes = inside.notes(results) if view is report else []
     for line in (*view.reading(results), *notes, report.provenance(results)):
         print(line)
+    if view is report and (beside := committed.text(results)):
+        print(beside)
     if figure:
         view.figure(results).savefig(figure, dpi=150)
     for record in results.failed:

@@ -147,9 +147,9 @@ def _filled(
 
 
 def run(
-    experiment: Experiment, store: Store | None = None, say: Callable[[str], Any] = print, workers: int = 1
+    experiment: Experiment, store: Store | None = None, say: Callable[[str], Any] = print, workers: int | None = 1
 ) -> Results:
-    """Find the experiment's records and compute the missing ones, with as many processes as `workers`.
+    """Find the experiment's records and compute the missing ones, with as many processes as `workers`; None is `usual`.
 
     A failing cell is recorded with its traceback and the others go on; KeyboardInterrupt stops at once, and the
     same call later computes only what is still missing. Raises ConfigError or DataError before any computation
@@ -162,7 +162,7 @@ def run_all(
     experiments: Sequence[Experiment],
     store: Store | None = None,
     say: Callable[[str], Any] = print,
-    workers: int = 1,
+    workers: int | None = 1,
     scheduler: str | None = None,
 ) -> list[Results]:
     """`run` for several experiments at once, which compute what they share only once.
@@ -191,8 +191,9 @@ def run_all(
         mine = [results for results in unfinished if way(results) == (profile, device, curves)]
         missing = {cell.dataset for results in mine for cell in results.missing}
         cells = [c for results in mine for c in results.experiment.cells(profile) if c.dataset in missing]
+        count = usual(profile, sum(len(results.missing) for results in mine)) if workers is None else workers
         found = compute(
-            list(dict.fromkeys(cells)), store, profile, device, curves == "on", report, say, workers, scheduler
+            list(dict.fromkeys(cells)), store, profile, device, curves == "on", report, say, count, scheduler
         )
         for results in mine:
             known = {record.cell: record for record in results.records} | found
@@ -202,10 +203,18 @@ def run_all(
     return every
 
 
-def _check_scheduler(address: str, experiments: Sequence[Experiment], workers: int) -> None:
+def usual(profile: str, missing: int) -> int:
+    """How many processes compute where nobody said: two if a cell keeps one core busy and there are two of both.
+
+    The numbers are the same with any number.
+    """
+    return min(2, os.cpu_count() or 1, max(1, missing)) if PROFILES[profile].threads == 1 else 1
+
+
+def _check_scheduler(address: str, experiments: Sequence[Experiment], workers: int | None) -> None:
     if not re.fullmatch(r"(tcp|tls|ws|wss|ucx)://\S+:\d+", address):
         raise ConfigError(f"scheduler={address!r} is no address; write tcp://host:port, as `dask scheduler` prints it.")
-    if workers > 1:
+    if workers and workers > 1:
         raise ConfigError(f"workers={workers} are processes of this machine; with a scheduler leave them out.")
     if any(experiment.profile == "auto" for experiment in experiments):
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Cells, keys and parameters: what changes a result changes the key, and bad input names the way out."""
 
 import dataclasses
+import math
 from dataclasses import asdict, replace
 
 import pytest
@@ -110,6 +111,16 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
 def test_a_cell_refuses_what_cannot_be(field, value, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(BASE, **{field: value})
+
+
+@pytest.mark.parametrize("defense", ["finetuning", "fine_pruning", "mcr", "nad", "purifier"])
+def test_quick_takes_about_as_many_defense_steps_as_the_paper(defense):
+    def steps(profile: str, images: int) -> int:
+        recipes = getattr(PROFILES[profile], defense)
+        each = recipes if isinstance(recipes, tuple) else (recipes,)
+        return sum(recipe.epochs * math.ceil(images / recipe.batch_size) for recipe in each)
+
+    assert 0.7 <= steps("quick", 200) / steps("paper", 3000) <= 1.3
 
 
 def test_quick_has_digits_only():

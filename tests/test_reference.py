@@ -46,7 +46,8 @@ def write() -> None:
     """Write the reference from the records of this machine."""
     records = {r.cell: r for name in NAMES for r in runner.run(EXPERIMENTS[name](profile="quick")).records}
     lines = {str(cell): {"acc": round(r.acc or 0.0, 6), "asr": round(r.asr or 0.0, 6)} for cell, r in records.items()}
-    commits = sorted({r.provenance["commit"][:9] for r in records.values() if r.provenance["commit"]})
+    made = [r.provenance for r in records.values() if r.provenance["commit"]]
+    commits = sorted({p["commit"][:9] + ("+changes" if p["dirty"] else "") for p in made})
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis("cell").sort_index()
     REFERENCE.write_text(f"# acc and asr as fractions; code: {', '.join(commits)}\n{table.to_csv()}")
 

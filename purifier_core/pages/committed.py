@@ -1,0 +1,118 @@
+"""What this repository's records say, beside a run of a smaller profile: nobody is to take that run for a result."""
+
+from dataclasses import dataclass, replace
+from textwrap import fill
+from typing import Any
+
+import pandas as pd
+
+from purifier_core.config import LABELS
+from purifier_core.experiments.grids import Column
+from purifier_core.pages.report import METRICS, estimates, paper_values, row_label, styled
+from purifier_core.pages.statistics import Estimate, measured, runs
+from purifier_core.profiles import PROFILES
+from purifier_core.records import ROOT, Record, Store, current
+from purifier_core.runner import Results
+
+LARGEST_FIRST = tuple(reversed(PROFILES))
+
+NEAR = 2.0
+"""Percentage points within which ACC and ASR have to lie to be near the published ones."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One row of a run's table, and the same columns of the committed records of a larger profile."""
+
+    results: Results
+    profile: str
+    row: Any
+    records: dict[Column, list[Record]]
+
+
+def beside(results: Results, store: Store | None = None) -> Beside | None:
+    """The best committed records of the run's columns; None where the run itself is at their profile, or a larger one.
+
+    The row is the run's hardest, the smallest on its axis, or the whole table's where that is not recorded. A profile
+    counts where every column has a record.
+    """
+    done = current((store or Store(ROOT / "data")).all())[0]
+    experiment = results.experiment
+    rows = min(experiment.rows(results.profile)), min(experiment.whole().rows(results.profile))
+    for profile in LARGEST_FIRST[: LARGEST_FIRST.index(results.profile)]:
+        at = {cell: record for cell, record in done.items() if cell.profile == profile}
+        for row in rows:
+            records = {}
+            for column in experiment.columns():
+                wanted = experiment.cell(column, row, 0, profile)
+                records[column] = [record for cell, record in at.items() if replace(cell, seed=0) == wanted]
+            if all(records.values()):
+                return Beside(results, profile, row, records)
+    return None
+
+
+def table(found: Beside) -> pd.DataFrame:
+    """One line for each column of the run: ACC and ASR of the run, of the records with their range, and published."""
+    ours, paper = estimates(found.results), paper_values(found.results.experiment)
+    heads = [(metric.upper(), source) for metric in METRICS for source in ("run", "records", "paper")]
+    lines = []
+    for column, records in found.records.items():
+        line = []
+        for metric in METRICS:
+            run, stated = ours.get((found.row, column, metric)), paper.get((found.row, LABELS[column.defense], metric))
+            line += ["–" if run is None else f"{run.mean:.1f}", measured(records, metric).text()]
+            line += ["–" if stated is None else f"{stated:.1f}"]
+        lines.append([*line, str(len(records))])
+    labels = [column.label for column in found.records]
+    return pd.DataFrame(lines, labels, pd.MultiIndex.from_tuples([*heads, ("", "n")]))
+
+
+def heading(found: Beside) -> str:
+    """What the table holds."""
+    title, row = found.results.experiment.title, row_label(found.results.experiment, found.row)
+    return f"{title}, {row}: this run, the committed records, and the paper, in percent"
+
+
+def sentence(found: Beside) -> str:
+    """What the reader of the run sees, and what to judge by."""
+    run = {(c, m): value for (row, c, m), value in estimates(found.results).items() if row == found.row}
+    records = {(c, m): measured(mine, m) for c, mine in found.records.items() for m in METRICS}
+    counts = {len(mine) for mine in found.records.values()}
+    seeds = runs(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
+    kind = "a smoke test" if found.results.profile == "quick" else "a smaller experiment"
+    return (
+        f"The run above is {kind} ({_size(found.results.profile)}): take the finding from the records (profile "
+        f"{found.profile}, {seeds}; {_size(found.profile)}), where {_near(found, records)} of {len(found.records)} "
+        f"lines lie within {NEAR:g} points of the published ACC and ASR; in this run {_near(found, run)} do."
+    )
+
+
+def _size(profile: str) -> str:
+    return PROFILES[profile].about.partition(": ")[2]
+
+
+def _near(found: Beside, values: dict[tuple[Column, str], Estimate]) -> int:
+    """Of how many columns both means are near the published ones."""
+    paper = paper_values(found.results.experiment)
+
+    def near(column: Column, metric: str) -> bool:
+        value, stated = values.get((column, metric)), paper.get((found.row, LABELS[column.defense], metric))
+        return value is not None and stated is not None and abs(value.mean - stated) <= NEAR
+
+    return sum(all(near(column, metric) for metric in METRICS) for column in found.records)
+
+
+def html(results: Results) -> str:
+    """The table and its sentence for a notebook; empty where there is nothing to set beside the run."""
+    found = beside(results)
+    if found is None:
+        return ""
+    return f"<p><b>{heading(found)}</b></p>{styled(table(found), 'committed')}<p>{sentence(found)}</p>"
+
+
+def text(results: Results, width: int = 100) -> str:
+    """The same for a terminal of `width` columns."""
+    found = beside(results)
+    if found is None:
+        return ""
+    return "\n".join(["", heading(found), table(found).to_string(), "", fill(sentence(found), width)])
