@@ -124,7 +124,8 @@ class Work:
         tuned = self.finetuned(cell) if cell.defense in TUNED else None
         if tuned and cell.defense == "finetuning":
             return tuned
-        curve = Curve(x, y, triggered, tuned.effort.epochs if tuned else 0.0) if self.curves else None
+        before, every = tuned.effort.epochs if tuned else 0.0, 1 if cell.defense == "abl" else self.profile.watch_every
+        curve = Curve(x, y, triggered, before, every) if self.curves else None
         if curve and cell.defense not in FRESH:
             curve.start(self.backdoored(cell.backdoored())[0])
         watched = curve.seconds if curve else 0.0
@@ -168,7 +169,8 @@ class Work:
         path = self._cache_path(cell, training["digest"])
 
         def tune() -> tuple[nn.Module, dict[str, Any]]:
-            curve = Curve(self.split.test_images, self.split.test_labels, self.triggered(cell)) if self.curves else None
+            x, y, every = self.split.test_images, self.split.test_labels, self.profile.watch_every
+            curve = Curve(x, y, self.triggered(cell), every=every) if self.curves else None
             if curve:
                 curve.start(model)
             with checkpoints(self.store.checkpoints / path.stem, [curve] if curve else []):

@@ -23,16 +23,23 @@ class Curve:
     """ACC and ASR of a defense after every epoch, on a fixed part of the test set: watched, and never chosen by.
 
     `epochs` counts from the first stage of the defense; `before` are the epochs of a stage that is not watched, since
-    its network is not the result. An instance is the `watch` of a defense.
+    its network is not the result. `every`: only each so-manieth epoch of a stage is watched. An instance is the `watch`
+    of a defense.
     """
 
     def __init__(
-        self, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, before: float = 0.0
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        triggered: torch.Tensor,
+        before: float = 0.0,
+        every: int = 1,
     ) -> None:
         draws = torch.Generator().manual_seed(0)
         clean, stamped = (torch.randperm(len(x), generator=draws)[:WATCHED].to(x.device) for x in (images, triggered))
         self.images, self.labels, self.triggered = images[clean], labels[clean], triggered[stamped]
         self.begun, self.last, self.seconds = before, 0, 0.0
+        self.every = every
         self.stages = [before] if before else []
         self.points: list[tuple[float, float, float]] = []
 
@@ -45,7 +52,8 @@ class Curve:
             self.begun += self.last
             self.stages.append(self.begun)
         self.last = epoch
-        self._note(model, self.begun + epoch)
+        if epoch % self.every == 0:
+            self._note(model, self.begun + epoch)
 
     def _note(self, model: nn.Module, epoch: float) -> None:
         begun = time.perf_counter()

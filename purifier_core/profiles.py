@@ -137,6 +137,7 @@ class Profile:
     anp_steps: int = ANP_STEPS
     purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
     constants: Constants = Constants()
+    watch_every: int = 1  # epochs between two points of the curve of a defense on clean images
 
     def backdoored(self, dataset: str, attack: str) -> Recipe:
         """How the backdoored model of an attack on a dataset is trained; attack "none" is a clean model."""
@@ -165,6 +166,7 @@ PROFILES = {
             abl=(Recipe(5, 0.1, nesterov=True), Recipe(12, 0.1, (9,), nesterov=True), ABL[2]),
             anp_steps=500,
             purifier=(prolonged(PURIFIER_STAGES[0], QUICK), prolonged(PURIFIER_STAGES[1], QUICK)),
+            watch_every=QUICK,  # as many points as at `paper`
         ),
         Profile(
             "small",

@@ -21,7 +21,7 @@ from purifier_core.training import NO_AUGMENT, evaluate, fit
 
 ONE = Recipe(1, 0.01)
 TINY: dict = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": ONE, "nad": ONE, "mcr": ONE}
-TINY |= {"purifier": (Recipe(2, 0.01), ONE), "abl": (ONE, ONE, ONE)}
+TINY |= {"purifier": (Recipe(2, 0.01), ONE), "abl": (ONE, ONE, ONE), "watch_every": 1}
 METHODS = "none,finetuning,nad"
 
 
@@ -100,6 +100,14 @@ def test_abl_alone_trains_no_undefended_network(store):
     (record,) = runner.run(Table4(profile="quick", methods="abl"), say=lambda _: None).records
     assert not list(store.models.glob("*.pt"))
     assert "backdoored_model" not in record.provenance
+
+
+def test_a_profile_of_many_short_epochs_is_watched_after_some_of_them(store, monkeypatch):
+    seldom = replace(PROFILES["quick"], watch_every=2, purifier=(Recipe(3, 0.01), Recipe(4, 0.01)))
+    monkeypatch.setitem(PROFILES, "quick", seldom)
+    (record,) = runner.run(table(methods="channel", init="full"), say=lambda _: None).records
+    assert record.diagnostics["curve"]["epochs"] == [0, 2, 5, 7]
+    assert record.diagnostics["curve"]["stages"] == [3]
 
 
 def test_a_defense_is_watched_after_every_epoch_unless_curves_are_off(store, tmp_path):
