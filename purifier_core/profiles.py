@@ -166,7 +166,7 @@ PROFILES = {
             abl=(Recipe(5, 0.1, nesterov=True), Recipe(12, 0.1, (9,), nesterov=True), ABL[2]),
             anp_steps=500,
             purifier=(prolonged(PURIFIER_STAGES[0], QUICK), prolonged(PURIFIER_STAGES[1], QUICK)),
-            watch_every=QUICK,  # as many points as at `paper`
+            watch_every=2 * QUICK,  # as many points as at `small`
         ),
         Profile(
             "small",
