@@ -126,7 +126,7 @@ def test_anp_without_a_threshold_is_no_number():
     refused = [replace(r, diagnostics={"tau": None}) for r in places(ROW, column, 0.98, 1.0)]
     mine = results(*places(ROW, NONE, 0.98, 1.0), *refused)
     note, line = defenses.reading(mine)
-    assert note == "ANP has no admissible threshold, and so no result: MNIST, BadNets (four corners) (3 of 3 seeds)."
+    assert note == "ANP has no admissible threshold, and so no result: MNIST BadNets (3 of 3 seeds)."
     assert line == "**ANP** removes the backdoor in 0 of 1 decided rows. Has no admissible threshold: MNIST BadNets."
     table = defenses.table(mine)
     assert set(table[table.defense == "ANP"].iloc[0][["ACC", "ASR", "ACC change"]]) == {"no threshold"}
@@ -138,7 +138,7 @@ def test_beside_abl_stands_what_it_isolated():
     found = {"isolation_precision": 0.05, "isolated": 660}
     abl = [replace(r, diagnostics=found) for r in places(ROW, Column("abl"), 0.98, 1.0)]
     note, _ = defenses.reading(results(*places(ROW, NONE, 0.98, 1.0), *abl))
-    assert "BadNets (four corners): 5.0, 5.0, 5.0 % of 660 images (chance: 9.1 %)" in note
+    assert note.endswith("seed (chance would give 9.1 %): MNIST BadNets 5.0, 5.0, 5.0 % of 660.")
 
 
 def test_every_record_stands_in_one_place():

@@ -20,7 +20,7 @@ def test_isolation_is_told_seed_by_seed_beside_chance():
     mine = [record(c, isolated=630, isolation_precision=p) for c, p in zip(abl, (0.0, 0.7), strict=True)]
     assert inside.isolation(shown(*mine)) == [
         "ABL unlearns what it isolated, whatever that is. The share of it that carries the trigger, one value for each "
-        "seed: poison ratio 5 %: 0.0, 70.0 % of 630 images (chance: 4.8 %)."
+        "seed (chance would give 4.8 %): poison ratio 5 % 0.0, 70.0 % of 630."
     ]
     assert inside.notes(shown()) == []
 

@@ -18,6 +18,7 @@ from purifier_core.pages.statistics import (
     TAKEN,
     decided,
     measured,
+    number,
     paired,
     results_of,
     runs,
@@ -50,6 +51,11 @@ def row_label(row: tuple[str, str]) -> str:
     return f"{TITLES[dataset]}, {ATTACK_LABELS[attack]}"
 
 
+def _short_label(row: tuple[str, str]) -> str:
+    attack, dataset = row
+    return f"{TITLES[dataset]} {ATTACK_LABELS[attack].partition(' (')[0].removeprefix('BadNets, ')}"
+
+
 def taken(results: Results) -> list[Any]:
     """The rows in which a backdoor is there to be removed."""
     found = grouped(results)
@@ -69,7 +75,7 @@ def not_taken(results: Results) -> list[str]:
 
 def notes(results: Results) -> list[str]:
     """What has to stand beside the heat map: attacks that did not take, what ABL isolated, where ANP has nothing."""
-    return [*not_taken(results), *inside.notes(_only_taken(results), lambda _, place: row_label(place[0]))]
+    return [*not_taken(results), *inside.notes(_only_taken(results), lambda _, place: _short_label(place[0]))]
 
 
 def _only_taken(results: Results) -> Results:
@@ -140,10 +146,10 @@ _OPENINGS = {
 def _by_dataset(records: dict[tuple[str, str], list[Record]]) -> str:
     """The attacks on each dataset, with their mean ASR in percent where there is a result, in words."""
     found: dict[str, list[str]] = {}
-    for (attack, dataset), mine in records.items():
-        name = ATTACK_LABELS[attack].partition(" (")[0].removeprefix("BadNets, ")
+    for row, mine in records.items():
+        title = TITLES[row[1]]
         asr = f" {measured(mine, 'asr').mean:.0f}" if mine else ""
-        found.setdefault(TITLES[dataset], []).append(name + asr)
+        found.setdefault(title, []).append(_short_label(row).removeprefix(f"{title} ") + asr)
     return "; ".join(f"{dataset} {', '.join(names)}" for dataset, names in found.items())
 
 
@@ -172,7 +178,7 @@ def attackers(results: Results) -> list[str]:
 def _beside(mine: list[Record], other: list[Record], metric: str) -> str:
     """A mean in percent and its difference from another, as text."""
     change, mean = paired(mine, other, metric), measured(mine, metric).mean
-    return f"{mean:.1f}" + (f" ({change.mean:+.1f}, {change.spread(sign='+')})" if change else "")
+    return number(mean) + (f" ({number(change.mean, sign='+')}, {change.spread(sign='+')})" if change else "")
 
 
 def table(results: Results) -> pd.DataFrame:

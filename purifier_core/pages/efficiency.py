@@ -46,9 +46,9 @@ def bars(results: Results) -> pd.DataFrame:
     for row, column in results.experiment.places(results.profile):
         if column.defense != "none":  # the paper's one bar of a module stands beside each of ours
             value = stated[PRINTED[row], LABELS[column.defense]]
-            lines.append({"dataset": PRINTED[row], "method": column.label, "source": "published", "value": value})
+            lines.append({"dataset": TITLES[row], "method": column.label, "source": "published", "value": value})
     for (name, column), mine in by_seed(results).items():
-        lines.append({"dataset": PRINTED[name], "method": column.label, "source": "ours", "value": mine.mean})
+        lines.append({"dataset": TITLES[name], "method": column.label, "source": "ours", "value": mine.mean})
     return pd.DataFrame(lines)
 
 
@@ -63,12 +63,12 @@ def table(results: Results) -> pd.DataFrame:
             continue
         value = ours.get((row, column))
         texts = {
-            "published": f"{stated[PRINTED[row], column.label]:.2f}",
+            "published": f"{stated[TITLES[row], column.label]:.2f}",
             "ours": value.text(2) if value else "no threshold" if (row, column) in found else "missing",
             "n": str(len(found.get((row, column), []))),
         }
         for source, text in texts.items():
-            lines.setdefault((PRINTED[row], source), {})[column.label] = text
+            lines.setdefault((TITLES[row], source), {})[column.label] = text
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["dataset", "%"])
     return frame
@@ -88,7 +88,7 @@ def figure(results: Results) -> Any:
     )
     for axis, row in zip(axes[0], rows, strict=True):
         for place, column in enumerate(columns):
-            axis.scatter(stated[PRINTED[row], column.label], place, **drawing.PUBLISHED_MARK, zorder=4)
+            axis.scatter(stated[TITLES[row], column.label], place, **drawing.PUBLISHED_MARK, zorder=4)
             if value := ours.get((row, column)):
                 axis.barh(place, value.mean, 0.5, color=drawing.OURS, alpha=0.25, linewidth=0)
                 drawing.seeds(axis, value, place)
@@ -119,7 +119,7 @@ def reading(results: Results) -> list[str]:
         start = every.get((row, Column("none")), [])
         if start and not took(start):
             lines.append(
-                f"On {PRINTED[row]} the backdoor did not take: before any defense ASR is "
+                f"On {TITLES[row]} the backdoor did not take: before any defense ASR is "
                 f"{measured(start, 'asr').text()} %. Its bars tell nothing about a defense."
             )
         elif mine:
@@ -127,7 +127,7 @@ def reading(results: Results) -> list[str]:
                 f"{c.label} ({runs(len(f))})" for c, f in mine.items() if f and all((r.asr or 0.0) <= 0.05 for r in f)
             ]
             lines.append(
-                f"{PRINTED[row]} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs in every seed "
+                f"{TITLES[row]} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs in every seed "
                 f"are {', '.join(full) or 'none'}; there the bar tells the number of epochs, and nothing else."
             )
     return [*lines, *inside.notes(results)] or [f"No record at profile {results.shown} is there yet."]

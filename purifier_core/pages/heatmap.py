@@ -29,7 +29,7 @@ def figure(results: Results, rows: list[Any], cost: float, below: list[str]) -> 
     found, columns = grouped(results), results.experiment.columns()
     lines = _lines(rows)
     drawing.theme("white")
-    picture, axis = plt.subplots(figsize=(drawing.WIDTH, 0.36 * len(lines) + 2.9), layout="constrained", dpi=160)
+    picture, axis = plt.subplots(figsize=(5.4, 0.36 * len(lines) + 2.9), layout="constrained", dpi=160)
     places = _across(columns)
     for height, (text, row) in enumerate(lines):
         if row is None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from purifier_core.config import Cell
 from purifier_core.experiments.grids import Column, Experiment
 from purifier_core.pages.report import grouped, row_head, row_label
 from purifier_core.pages.statistics import results_of, runs
+from purifier_core.records import Record
 from purifier_core.runner import Results
 
 
@@ -49,21 +51,25 @@ def place_label(results: Results, place: tuple[Any, Column]) -> str:
 
 def isolation(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
     """A line on the images that ABL isolated and then unlearned, seed by seed. `label` names a place (row, column)."""
-    told, seen = [], set()
+    places: dict[Cell, tuple[Any, list[Record]]] = {}  # by the first record: one that stands in two places is told once
     for place, mine in grouped(results).items():
-        if mine[0].cell.defense != "abl" or mine[0].cell in seen:
-            continue
-        seen.add(mine[0].cell)
-        shares = ", ".join(f"{100 * r.diagnostics['isolation_precision']:.1f}" for r in mine)
-        count = ", ".join(dict.fromkeys(f"{r.diagnostics['isolated']:,}" for r in mine))
-        chance = 100 * mine[0].cell.poison_ratio / (1 + mine[0].cell.poison_ratio)
-        told.append(f"{label(results, place)}: {shares} % of {count} images (chance: {chance:.1f} %)")
+        if mine[0].cell.defense == "abl":
+            places.setdefault(mine[0].cell, (place, mine))
+    told = [f"{label(results, place)} {_isolated(mine)}" for place, mine in places.values()]
     if not told:
         return []
+    chances = dict.fromkeys(f"{100 * c.poison_ratio / (1 + c.poison_ratio):.1f} %" for c in places)
     return [
         "ABL unlearns what it isolated, whatever that is. The share of it that carries the trigger, one value for each "
-        f"seed: {'; '.join(told)}."
+        f"seed (chance would give {', '.join(chances)}): {'; '.join(told)}."
     ]
+
+
+def _isolated(mine: list[Record]) -> str:
+    """What ABL isolated in some records, in words."""
+    shares = ", ".join(f"{100 * r.diagnostics['isolation_precision']:.1f}" for r in mine)
+    counts = dict.fromkeys(f"{r.diagnostics['isolated']:,}" for r in mine)
+    return f"{shares} % of {', '.join(counts)}"
 
 
 def thresholds(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 from purifier_core.config import LABELS
 from purifier_core.experiments.grids import Column, Experiment
 from purifier_core.pages import drawing
-from purifier_core.pages.statistics import TAKEN, Estimate, measured, results_of, runs
+from purifier_core.pages.statistics import TAKEN, Estimate, measured, number, results_of, runs
 from purifier_core.records import Record, published
 from purifier_core.runner import Results
 
@@ -105,7 +105,7 @@ def _lines(value: Estimate | None, stated: float | None, recorded: bool) -> dict
     if value is None:
         return texts | {"ours": "no threshold" if recorded else "missing"}
     texts |= {"ours": f"{value.mean:.2f}", "lowest to highest": value.spread(2)}
-    return texts | ({} if stated is None else {"difference": f"{value.mean - stated:+.2f}"})
+    return texts | ({} if stated is None else {"difference": number(value.mean - stated, 2, "+")})
 
 
 def styled(table: pd.DataFrame, name: str, kind: str = "results") -> str:

@@ -53,11 +53,16 @@ class Estimate:
 
     def spread(self, digits: int = 1, sign: str = "") -> str:
         """The range in words, "one run" where there is one."""
-        return "one run" if self.n == 1 else f"{self.low:{sign}.{digits}f} to {self.high:{sign}.{digits}f}"
+        return "one run" if self.n == 1 else f"{number(self.low, digits, sign)} to {number(self.high, digits, sign)}"
 
     def text(self, digits: int = 1, sign: str = "") -> str:
         """The mean and the range; `sign` "+" shows the sign also of positive numbers."""
-        return f"{self.mean:{sign}.{digits}f} ({self.spread(digits, sign)})"
+        return f"{number(self.mean, digits, sign)} ({self.spread(digits, sign)})"
+
+
+def number(value: float, digits: int = 1, sign: str = "") -> str:
+    """A number as text, without the minus of a zero."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 def estimate(values: Mapping[int, float]) -> Estimate:
