@@ -1,5 +1,6 @@
 """The efficiency curves: what is drawn, and what the published numbers say of their ends."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,13 @@ def test_a_panel_for_each_defense_and_a_line_for_each_seed():
     drawn = [line for line in first.lines if len(line.get_xdata()) == 3]
     assert [list(line.get_ydata()) for line in drawn] == [pytest.approx([99, 80, 90]), pytest.approx([100, 40, 20])] * 2
     assert not third.axison
+
+
+def test_a_stage_that_was_not_watched_is_a_gap():
+    epochs, values = curves.unbroken([0, 21, 22, 23], [100, 1, 2, 3])
+    assert epochs == [0, 21, 21, 22, 23]
+    assert [math.isnan(value) for value in values] == [False, True, False, False, False]
+    assert curves.unbroken([0, 16, 32], [1, 2, 3]) == ([0, 16, 32], [1, 2, 3])
 
 
 def test_the_published_end_is_marked():

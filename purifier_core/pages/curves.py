@@ -1,8 +1,11 @@
 """Efficiency curves: ACC and ASR after every epoch of every defense, as their records hold them.
 
-They are taken on fixed test images, watched and never chosen by. Epoch 0 is the undefended network.
+They are taken on fixed test images, watched and never chosen by. Epoch 0, a dot, is the network that the defense was
+given. A gap is a stage whose network is not the result: the Finetuning with which MCR and NAD begin.
 """
 
+import math
+from itertools import pairwise
 from typing import Any
 
 from purifier_core.config import LABELS
@@ -85,8 +88,11 @@ def _panel(axis: Any, mine: list[Record], stated: dict[str, float]) -> None:
     taken = [record.diagnostics["curve"] for record in mine]
     for curve in taken:
         for metric in METRICS:
-            values = [100 * value for value in curve[metric]]
-            axis.plot(curve["epochs"], values, color=COLOURS[metric], linewidth=1.1, alpha=0.8, clip_on=False)
+            look = {"color": COLOURS[metric], "alpha": 0.8, "clip_on": False}
+            epochs, values = unbroken(curve["epochs"], [100 * value for value in curve[metric]])
+            axis.plot(epochs, values, linewidth=1.1, **look)
+            if epochs[0] == 0:
+                axis.plot(0, values[0], marker="o", markersize=3.5, **look)
     for stage in sorted({stage for curve in taken for stage in curve.get("stages", ())}):
         axis.axvline(stage, color="0.4", linestyle=":", linewidth=1.2)
     end = max(curve["epochs"][-1] for curve in taken)
@@ -97,6 +103,17 @@ def _panel(axis: Any, mine: list[Record], stated: dict[str, float]) -> None:
     axis.set_ylim(0, 100)
     axis.set_yticks([0, 50, 100])
     axis.set_xticks([0, end // 2, end] if end > 1 else [0, end])
+
+
+def unbroken(epochs: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """The points of a line, with a break where epochs were not watched: where a step is longer than the shortest."""
+    steps = [after - before for before, after in pairwise(epochs)]
+    places, heights = epochs[:1], values[:1]
+    for epoch, value, step in zip(epochs[1:], values[1:], steps, strict=True):
+        if step > 1.5 * min(steps):
+            places, heights = [*places, epoch], [*heights, math.nan]
+        places, heights = [*places, epoch], [*heights, value]
+    return places, heights
 
 
 def reading(results: Results) -> list[str]:
