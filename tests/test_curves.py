@@ -34,11 +34,13 @@ def test_a_panel_for_each_defense_and_a_line_for_each_seed():
     assert not third.axison
 
 
-def test_a_stage_that_was_not_watched_is_a_gap():
-    epochs, values = curves.unbroken([0, 21, 22, 23], [100, 1, 2, 3])
-    assert epochs == [0, 21, 21, 22, 23]
-    assert [math.isnan(value) for value in values] == [False, True, False, False, False]
-    assert curves.unbroken([0, 16, 32], [1, 2, 3]) == ([0, 16, 32], [1, 2, 3])
+def test_a_first_stage_that_was_not_watched_is_a_gap():
+    after_finetuning = CURVE | {"epochs": [0, 21, 22], "stages": [20]}
+    epochs, values = curves.unbroken(after_finetuning, "acc")
+    assert epochs == [0, 21, 21, 22]
+    assert [math.isnan(value) for value in values] == [False, True, False, False]
+    every_ninth = CURVE | {"epochs": [0, 9, 29], "stages": [20]}
+    assert curves.unbroken(every_ninth, "acc")[0] == [0, 9, 29]
 
 
 def test_the_published_end_is_marked():

@@ -5,7 +5,6 @@ given. A gap is a stage whose network is not the result: the Finetuning with whi
 """
 
 import math
-from itertools import pairwise
 from typing import Any
 
 from purifier_core.config import LABELS
@@ -89,7 +88,7 @@ def _panel(axis: Any, mine: list[Record], stated: dict[str, float]) -> None:
     for curve in taken:
         for metric in METRICS:
             look = {"color": COLOURS[metric], "alpha": 0.8, "clip_on": False}
-            epochs, values = unbroken(curve["epochs"], [100 * value for value in curve[metric]])
+            epochs, values = unbroken(curve, metric)
             axis.plot(epochs, values, linewidth=1.1, **look)
             if epochs[0] == 0:
                 axis.plot(0, values[0], marker="o", markersize=3.5, **look)
@@ -105,15 +104,14 @@ def _panel(axis: Any, mine: list[Record], stated: dict[str, float]) -> None:
     axis.set_xticks([0, end // 2, end] if end > 1 else [0, end])
 
 
-def unbroken(epochs: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """The points of a line, with a break where epochs were not watched: where a step is longer than the shortest."""
-    steps = [after - before for before, after in pairwise(epochs)]
-    places, heights = epochs[:1], values[:1]
-    for epoch, value, step in zip(epochs[1:], values[1:], steps, strict=True):
-        if step > 1.5 * min(steps):
-            places, heights = [*places, epoch], [*heights, math.nan]
-        places, heights = [*places, epoch], [*heights, value]
-    return places, heights
+def unbroken(curve: dict[str, Any], metric: str) -> tuple[list[float], list[float]]:
+    """The epochs and the percents of a line, with a break where the first stage was not watched."""
+    epochs, values = list(curve["epochs"]), [100 * value for value in curve[metric]]
+    stages = curve.get("stages", ())
+    if len(epochs) > 1 and stages and epochs[1] > stages[0]:
+        epochs.insert(1, epochs[1])
+        values.insert(1, math.nan)
+    return epochs, values
 
 
 def reading(results: Results) -> list[str]:
