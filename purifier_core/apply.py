@@ -15,16 +15,22 @@ from purifier_core.defenses.fine_pruning import fine_pruning
 from purifier_core.defenses.finetuning import finetuning
 from purifier_core.defenses.mcr import mcr
 from purifier_core.defenses.nad import nad
-from purifier_core.profiles import Profile, Recipe
+from purifier_core.device import fast_in_bf16
+from purifier_core.profiles import PROFILES, Profile, Recipe
 from purifier_core.purifier import purify
 from purifier_core.training import Augment, Watch
 
 
-def adapt(recipe: Recipe, cell: Cell) -> Recipe:
-    """The recipe under the cell's switches."""
+def rounded(cell: Cell, device: torch.device) -> bool:
+    """Whether the cell is trained under bf16 autocast: by its switch, or by its profile on a processor made for it."""
+    return cell.switch("precision") == "bf16" or (PROFILES[cell.profile].precision == "auto" and fast_in_bf16(device))
+
+
+def adapt(recipe: Recipe, cell: Cell, device: torch.device) -> Recipe:
+    """The recipe under the cell's switches, on `device`."""
     if cell.switch("weight_decay") == "dampening":  # SGD allows no dampening with Nesterov momentum
         recipe = replace(recipe, weight_decay=0.0, dampening=1e-4, nesterov=False)
-    return replace(recipe, bf16=cell.switch("precision") == "bf16")
+    return replace(recipe, bf16=rounded(cell, device))
 
 
 def defend(
@@ -47,9 +53,9 @@ def defend(
     name = cell.defense
     common: dict[str, Any] = {"augment": augment, "seed": seed, "watch": watch}
     constants = profile.constants.of(name)
-    finetune, stages = adapt(profile.finetuning, cell), cell.purifier_stages()
+    finetune, stages = adapt(profile.finetuning, cell, images.device), cell.purifier_stages()
     if name == "scratch":
-        recipe = replace(adapt(stages[1], cell), epochs=sum(stage.epochs for stage in stages))
+        recipe = replace(adapt(stages[1], cell, images.device), epochs=sum(stage.epochs for stage in stages))
         return finetuning(blank(cell), images, labels, recipe=recipe, **common)
     if name in BOUNDS:
         bounded = bound(model, images, name.removeprefix("bound_"), seed=seed, batch_size=500)
@@ -62,7 +68,7 @@ def defend(
             labels,
             granularity=name,
             init=cell.switch("init"),
-            stages=(adapt(stages[0], cell), adapt(stages[1], cell)),
+            stages=(adapt(stages[0], cell, images.device), adapt(stages[1], cell, images.device)),
             bn_frozen_stats=cell.switch("bn_frozen_stats") == "yes",
             graph=True,
             **common,
@@ -77,14 +83,14 @@ def defend(
             images,
             labels,
             site=sites.last_conv,
-            recipe=adapt(profile.fine_pruning, cell),
+            recipe=adapt(profile.fine_pruning, cell, images.device),
             select=cell.switch("fp_select"),
             test=test,
             **constants,
             **common,
         )
     if name == "mcr":
-        recipe = adapt(profile.mcr, cell)
+        recipe = adapt(profile.mcr, cell, images.device)
         return mcr(model, images, labels, recipe=recipe, endpoint_recipe=finetune, tuned=tuned, **constants, **common)
     if name == "nad":
         return nad(
@@ -92,7 +98,7 @@ def defend(
             images,
             labels,
             sites=sites.attention_sites[cell.switch("nad_maps")],
-            recipe=adapt(profile.nad, cell),
+            recipe=adapt(profile.nad, cell, images.device),
             teacher_recipe=finetune,
             result=cell.switch("nad_eval"),
             tuned=tuned,

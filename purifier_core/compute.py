@@ -20,10 +20,10 @@ from purifier_core.checkpoints import checkpoints
 from purifier_core.config import ADAPTIVE, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
 from purifier_core.defenses import Defended
 from purifier_core.defenses.abl import abl
-from purifier_core.device import pick_device, prepare, threads
+from purifier_core.device import fast_in_bf16, pick_device, prepare, threads
 from purifier_core.layout import arrange
 from purifier_core.models import build
-from purifier_core.probes import Curve, probe
+from purifier_core.probes import AGREEING, Curve, agreement, probe
 from purifier_core.profiles import PERTURBATIONS, PROFILES
 from purifier_core.purifier import Purified
 from purifier_core.records import Record, Store, provenance
@@ -33,6 +33,7 @@ from purifier_core.training import (
     Effort,
     Watch,
     evaluate,
+    evaluated_in_bf16,
     fit,
     to_float,
 )
@@ -59,6 +60,7 @@ class Work:
         self.device = pick_device(device)
         prepare(self.device)
         self.split = data.load(dataset, self.profile.data == "embedded", self.device)
+        self.bf16 = self.profile.precision == "auto" and fast_in_bf16(self.device)
         self._broken: dict[Cell, str] = {}
         self._triggers: dict[Cell, Trigger] = {}
         self._model: tuple[Cell, nn.Module, dict[str, Any]] | None = None
@@ -72,14 +74,15 @@ class Work:
     def _provenance(self) -> dict[str, Any]:
         on_gpu = self.device.type == "cuda"
         made = provenance(torch.cuda.get_device_name() if on_gpu else "cpu")
-        return made | {"threads": self.profile.threads or torch.get_num_threads(), "tf32": on_gpu}
+        made |= {"threads": self.profile.threads or torch.get_num_threads(), "tf32": on_gpu}
+        return made if self.profile.precision == "fp32" else made | {"precision": "bf16" if self.bf16 else "fp32"}
 
     def compute(self, cell: Cell) -> Record:
         """Compute one cell; an exception of the computation becomes a failed record."""
         record = Record(cell, cell.key(), self.copy)
         started, begun = time.time(), time.perf_counter()  # the clock on the wall may be set meanwhile
         try:
-            with threads(self.profile.threads):
+            with threads(self.profile.threads), evaluated_in_bf16(self.bf16):
                 measured = self._measure(cell)
         except Exception as problem:
             return replace(record, error=_told(problem), provenance=self._provenance)
@@ -110,6 +113,8 @@ class Work:
             final = {"acc": diagnostics["clean"]["network"], "asr": diagnostics["triggered"]["network"]}
         else:
             final = evaluate(model, x, y, triggered, TARGET_CLASS)
+        if self.bf16:
+            diagnostics["fp32_agreement"] = agreement(model, x[:AGREEING])
         return {
             **final,
             "acc_images": len(x),
@@ -182,12 +187,12 @@ class Work:
 
     def _abl(self, cell: Cell, watch: Watch | None) -> Defended:
         images, labels = self._poisoned(cell)
-        stages = self.profile.abl
+        isolate, tune, unlearn = (adapt(stage, cell, self.device) for stage in self.profile.abl)
         defended = abl(
             self.blank(cell),
             images,
             labels,
-            stages=(adapt(stages[0], cell), adapt(stages[1], cell), adapt(stages[2], cell)),
+            stages=(isolate, tune, unlearn),
             remove_isolated=cell.switch("abl_remove_isolated") == "yes",
             score_augmented=cell.switch("abl_score_aug") == "yes",
             batchnorm=cell.switch("abl_bn"),
@@ -280,7 +285,7 @@ class Work:
     def _train(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         images, labels = self._poisoned(cell)
         model, effort = self.blank(cell), Effort()
-        recipe = adapt(self.profile.backdoored(cell.dataset, cell.attack), cell)
+        recipe = adapt(self.profile.backdoored(cell.dataset, cell.attack), cell, self.device)
         options: dict[str, Any] = {
             "seed": derive(cell.seed, "backdoor"),
             "augment": self._augment(cell),

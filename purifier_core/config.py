@@ -156,7 +156,7 @@ class Cell:
         if PROFILES[self.profile].data == "embedded" and self.dataset != "mnist":
             raise ConfigError(
                 f"profile={self.profile!r} has only the digits that a package ships; for dataset={self.dataset!r} "
-                "take profile 'small' or 'paper'."
+                "take another profile: small, wide, paper."
             )
         if self.defense in NO_CLEAN_DATA:
             object.__setattr__(self, "clean_size", 0)

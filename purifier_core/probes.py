@@ -9,11 +9,14 @@ from torch import nn
 
 from purifier_core.config import GRANULARITIES, TARGET_CLASS, Cell
 from purifier_core.purifier import Purified
-from purifier_core.training import classes, evaluate, to_float
+from purifier_core.training import answering, classes, evaluate, evaluated_in_bf16, predict, share, to_float
 
 PROFILED = "resnet18"
 """The network of Figures 10 to 12: its records hold the activations of the last convolution block."""
 
+
+AGREEING = 1000
+"""Test images on which the answers under bf16 are compared with those in fp32."""
 
 WATCHED = 1000
 """Clean and triggered test images, of each so many at most, on which a defense is watched after every epoch."""
@@ -79,6 +82,15 @@ class Curve:
         return {"epochs": epochs, "acc": acc, "asr": asr, "stages": self.stages, "images": images, "seconds": seconds}
 
 
+def agreement(model: nn.Module, images: torch.Tensor) -> float:
+    """The share of uint8 `images` (N, 3, H, W) to which the network gives one answer under bf16 and in fp32."""
+    answers = []
+    for rounded in (False, True):
+        with evaluated_in_bf16(rounded):
+            answers.append(predict(model, images))
+    return share(answers[0] == answers[1])
+
+
 def probe(cell: Cell, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor) -> dict:
     """The diagnostics of a computed cell. `triggered` are the stamped copies of the images of other classes than the
     target, in the same order."""
@@ -115,18 +127,19 @@ def diagnose(
     count = purified.units()[0].head.out_features
     shift = torch.randint(1, count, (len(labels),), generator=torch.Generator().manual_seed(0)).to(labels.device)
     others = (labels + shift) % count
-    for x, y, other in zip(*(t.split(batch_size) for t in (images, labels, others)), strict=True):
-        batch = to_float(x)
-        logits, heads = purified.with_heads(batch)
-        guesses = [a.argmax(1) for a in heads]
-        answers = classes(logits)
-        hits = hits + torch.stack([(g == y).sum() for g in guesses])
-        right, agree = right + (answers == y).sum(), agree + (answers == guesses[0]).sum()
-        if not foreign:
-            continue
-        oracle = oracle + (purified(batch, y).argmax(1) == y).sum()
-        misled = purified(batch, other).argmax(1)
-        label, mask = label + (misled == y).sum(), mask + (misled == other).sum()
+    with answering(images.device):
+        for x, y, other in zip(*(t.split(batch_size) for t in (images, labels, others)), strict=True):
+            batch = to_float(x)
+            logits, heads = purified.with_heads(batch)
+            guesses = [a.argmax(1) for a in heads]
+            answers = classes(logits)
+            hits = hits + torch.stack([(g == y).sum() for g in guesses])
+            right, agree = right + (answers == y).sum(), agree + (answers == guesses[0]).sum()
+            if not foreign:
+                continue
+            oracle = oracle + (purified(batch, y).argmax(1) == y).sum()
+            misled = purified(batch, other).argmax(1)
+            label, mask = label + (misled == y).sum(), mask + (misled == other).sum()
     total = len(images)
     found = {
         "network": float(right) / total,

@@ -1,4 +1,4 @@
-"""How long and how large: the training recipes, and the three sizes of every experiment."""
+"""How long and how large: the training recipes, and the four sizes of every experiment."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,10 +18,14 @@ class Recipe:
     dampening: float = 0.0
     nesterov: bool = False
     bf16: bool = False  # autocast: products in bfloat16, weights and their updates in fp32
+    cycle: bool = False  # one cycle: a line from 0 up to `lr` over the first 30 %, a line down to 0 over the rest
     tail: bool = False  # MCR's schedule: constant to half, linear down to 1 % at 90 %, then constant
 
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch (counted from 0)."""
+    def lr_at(self, epoch: float) -> float:
+        """The learning rate of an epoch (counted from 0); with `cycle` also inside of one."""
+        if self.cycle:
+            progress = epoch / self.epochs
+            return self.lr * min(progress / 0.3, (1.0 - progress) / 0.7)
         if self.tail:
             progress = epoch / self.epochs
             return self.lr * min(1.0, max(0.01, 1.0 - 0.99 * (progress - 0.5) / 0.4))
@@ -30,7 +34,7 @@ class Recipe:
 
 def plain(recipe: Recipe) -> dict[str, Any]:
     """A recipe for a key. Fields added since the first records stay out at their neutral value, so old keys hold."""
-    later = {"nesterov": False, "bf16": False}
+    later = {"nesterov": False, "bf16": False, "cycle": False}
     return {n: v for n, v in asdict(recipe).items() if n not in later or v != later[n]}
 
 
@@ -124,6 +128,7 @@ class Profile:
     about: str
     data: str  # "full" or "embedded" (the digits that a package ships)
     width: float
+    precision: str = "fp32"  # "auto": trained and evaluated under bf16 autocast on a CPU whose products it makes faster
     threads: int | None = None  # CPU threads for one cell; a fixed number makes results equal on any core count
     backdoor: Recipe = BACKDOOR
     backdoor_on: tuple[tuple[tuple[str, ...], Recipe], ...] = ()  # by (dataset,) or (dataset, attack), where another
@@ -185,6 +190,20 @@ PROFILES = {
             abl=(Recipe(2, 0.1, nesterov=True), Recipe(5, 0.1, (4,), nesterov=True), ABL[2]),
             anp_steps=500,
             purifier=(Recipe(10, 0.01), Recipe(10, 0.01)),
+        ),
+        Profile(
+            "wide",
+            "a night on a CPU: the paper's networks and defenses, a short schedule for the undefended network",
+            "full",
+            1.0,
+            backdoor=Recipe(6, 0.1, batch_size=128, weight_decay=5e-4, cycle=True),
+            backdoor_on=(
+                (("cifar10",), Recipe(16, 0.1, batch_size=128, weight_decay=5e-4, cycle=True)),
+                (("gtsrb",), Recipe(12, 0.1, batch_size=128, weight_decay=5e-4, cycle=True)),
+            ),
+            precision="auto",
+            abl=(Recipe(2, 0.1, nesterov=True), Recipe(5, 0.1, (4,), nesterov=True), ABL[2]),  # 100 epochs take days
+            anp_steps=500,  # 2,000 take an hour
         ),
         Profile("paper", "a GPU: the paper's network and schedule", "full", 1.0),
     )

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -157,6 +158,11 @@ def fit(
     def forget() -> None:
         optimizer.zero_grad(set_to_none=True)
 
+    def set_rate(epoch: float) -> None:
+        rate.fill_(recipe.lr_at(epoch))
+        if not on_gpu:
+            optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch)
+
     def eager(piece: torch.Tensor) -> None:
         forget()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
@@ -187,15 +193,15 @@ def fit(
     with progress(title, total=min(epochs * len(images), effort.images + remaining * recipe.batch_size)) as bar:
         bar.update(effort.images)
         for epoch in range(done, epochs):
-            rate.fill_(recipe.lr_at(epoch))
-            if not on_gpu:
-                optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch)
+            set_rate(epoch)
             order = torch.randperm(len(images), generator=generator).to(images.device)
             batch.draw(generator)
             pieces = batches(order, recipe.batch_size)[:remaining]
             remaining -= len(pieces)
             total.zero_()
-            for piece in pieces:
+            for number, piece in enumerate(pieces):
+                if recipe.cycle:
+                    set_rate(epoch + (number + 0.5) / len(pieces))
                 step(piece)
                 if after_step is not None:
                     after_step()
@@ -240,6 +246,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+_EVALUATED_IN_BF16: ContextVar[bool] = ContextVar("evaluated in bf16", default=False)
+
+
+@contextmanager
+def evaluated_in_bf16(rounded: bool = True) -> Iterator[None]:
+    """Inside, `predict` and whoever asks `answering` run networks under bf16 autocast: as they were trained."""
+    token = _EVALUATED_IN_BF16.set(rounded)
+    try:
+        yield
+    finally:
+        _EVALUATED_IN_BF16.reset(token)
+
+
+def answering(device: torch.device) -> torch.autocast:
+    """The precision in which a network is asked."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_EVALUATED_IN_BF16.get())
+
+
 @torch.inference_mode()
 def predict(
     model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, batch_size: int = 1000
@@ -248,7 +272,8 @@ def predict(
 
     Raises DivergedError where an output is not a finite number: the largest of those would pass for a class.
     """
-    return classes(torch.cat([model(to_float(piece)) for piece in images.split(batch_size)]))
+    with answering(images.device):
+        return classes(torch.cat([model(to_float(piece)) for piece in images.split(batch_size)]))
 
 
 def classes(outputs: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,7 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
         ("poison_ratio", 0, r"poison_ratio=0 is out of range"),
         ("poison_ratio", "much", r"poison_ratio='much' is a str"),
         ("seed", -1, r"seed=-1 is out of range"),
-        ("profile", "fast", r"allowed: quick, small, paper"),
+        ("profile", "fast", r"allowed: quick, small, wide, paper"),
         ("switches", (("init", "half"),), r"init='half' is not known; allowed: full, partial, random"),
         ("switches", (("inti", "full"),), r"switch='inti' is not known"),
     ],
@@ -124,7 +124,7 @@ def test_quick_takes_about_as_many_defense_steps_as_the_paper(defense):
 
 
 def test_quick_has_digits_only():
-    with pytest.raises(ConfigError, match="take profile 'small' or 'paper'"):
+    with pytest.raises(ConfigError, match="take another profile: small, wide, paper"):
         Cell(dataset="cifar10", profile="quick")
 
 

@@ -294,3 +294,17 @@ def test_the_digest_of_weights_sees_every_bit():
     assert compute._tensor_digest(state) == same
     state["a"][0] = torch.nextafter(state["a"][0], torch.tensor(9.0))
     assert compute._tensor_digest(state) != same
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_auto_is_bf16_where_the_processor_is_made_for_it(fast, store, monkeypatch):
+    """The key stays: it is one experiment. The record says which it was, and how far fp32 agrees."""
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], precision="auto"))
+    for module in (compute, apply):
+        monkeypatch.setattr(module, "fast_in_bf16", lambda _device: fast)
+    key = table().cells("quick")[0].key()
+    none, tuned = runner.run(table(methods="none,finetuning"), say=lambda _: None).records
+    assert none.key == key
+    assert none.provenance["precision"] == tuned.provenance["precision"] == ("bf16" if fast else "fp32")
+    assert ("fp32_agreement" in tuned.diagnostics) is fast
+    assert tuned.diagnostics.get("fp32_agreement", 1.0) > 0.9

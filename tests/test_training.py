@@ -19,6 +19,7 @@ from purifier_core.training import (
     batches,
     cross_entropy,
     evaluate,
+    evaluated_in_bf16,
     evaluating,
     fit,
     predict,
@@ -234,3 +235,33 @@ def test_evaluating_gives_every_module_its_mode_back():
     with evaluating(model):
         assert not any(m.training for m in model.modules())
     assert [m.training for m in model.modules()] == [True, True, False, False]
+
+
+def test_one_cycle_rises_to_its_peak_and_falls_to_nothing():
+    cycle = Recipe(10, 0.2, cycle=True)
+    rates = [cycle.lr_at(epoch / 10) for epoch in range(101)]
+    assert rates[0] == pytest.approx(rates[-1]) == pytest.approx(0.0)
+    assert max(rates) == rates[30] == pytest.approx(0.2)
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+
+
+def test_one_cycle_changes_the_rate_with_every_batch(blobs, monkeypatch):
+    """Three batches an epoch: the rates are those of the middles of the batches."""
+    used: list[float] = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda o: (used.append(o.param_groups[0]["lr"]), step(o))[1])
+    recipe = Recipe(2, 0.1, batch_size=32, cycle=True)
+    fit(linear(), *blobs, recipe, seed=0)
+    assert used == pytest.approx([recipe.lr_at((k + 0.5) / 3) for k in range(6)])
+
+
+def test_a_network_may_be_asked_under_bf16(blobs):
+    seen: list[torch.dtype] = []
+    model = linear().eval()
+    model.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    predict(model, blobs[0])
+    with evaluated_in_bf16():
+        predict(model, blobs[0])
+    predict(model, blobs[0])
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
