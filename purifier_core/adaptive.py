@@ -14,11 +14,34 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.config import one_of
+from purifier_core.profiles import Recipe
 from purifier_core.purifier import Purified, attach
 from purifier_core.sites import Wrapped, detach, find
+from purifier_core.training import Effort, fit, to_float
 
 SIMULATED = "cube"
 """Whose units the attacker on Purifier trains against: the module that from `init` full lowers ASR most."""
+
+
+def teach(
+    kind: str,
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    poisoned: int,
+    num_classes: int,
+    recipe: Recipe,
+    *,
+    attacker_seed: int,
+    **options: Any,
+) -> tuple[nn.Module, Effort]:
+    """Train `model` as an attacker of this kind does, and what it cost. The first `poisoned` images are the copies;
+    `options` are those of `fit`."""
+    attacker = Attacker(kind, model, num_classes, to_float(images[:2]), attacker_seed)
+    marked = attacker.marked(labels, poisoned)
+    network = attacker.trained.train()
+    effort = fit(network, images, marked, recipe, loss=attacker.loss, carried=[attacker], **options)
+    return attacker.result().eval(), effort
 
 
 class Attacker:

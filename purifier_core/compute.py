@@ -1,8 +1,6 @@
 """One cell computed: the backdoored model from the cache or by training, the defense, the final evaluation."""
 
-import hashlib
 import time
-import traceback
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,15 +10,16 @@ import torch
 from torch import nn
 
 from purifier_core import data
-from purifier_core.adaptive import Attacker
+from purifier_core.adaptive import teach
 from purifier_core.apply import adapt, defend
 from purifier_core.attacks import Trigger, asr_set, make_trigger, perturbed, poison
 from purifier_core.cache import Make, kept
 from purifier_core.checkpoints import checkpoints
-from purifier_core.config import ADAPTIVE, PAPER_TRAIN_SIZE, TARGET_CLASS, Cell, integer
+from purifier_core.config import ADAPTIVE, TARGET_CLASS, Cell
 from purifier_core.defenses import Defended
 from purifier_core.defenses.abl import abl
-from purifier_core.device import fast_in_bf16, pick_device, prepare, threads
+from purifier_core.device import failure, fast_in_bf16, pick_device, prepare, threads
+from purifier_core.draws import augmentation, clean_images, derive
 from purifier_core.layout import arrange
 from purifier_core.models import build
 from purifier_core.probes import AGREEING, Curve, agreement, probe
@@ -28,14 +27,11 @@ from purifier_core.profiles import PERTURBATIONS, PROFILES
 from purifier_core.purifier import Purified
 from purifier_core.records import Record, Store, provenance
 from purifier_core.training import (
-    NO_AUGMENT,
-    Augment,
     Effort,
     Watch,
     evaluate,
     evaluated_in_bf16,
     fit,
-    to_float,
 )
 
 TUNED = ("finetuning", "nad", "mcr")
@@ -43,11 +39,6 @@ TUNED = ("finetuning", "nad", "mcr")
 
 FRESH = ("abl", "scratch")
 """What trains a network of its own."""
-
-
-def derive(seed: int, purpose: str) -> int:
-    """An independent seed for each purpose, so that no two draws of a cell share a stream."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4], "big")
 
 
 class Work:
@@ -85,7 +76,7 @@ class Work:
             with threads(self.profile.threads), evaluated_in_bf16(self.bf16):
                 measured = self._measure(cell)
         except Exception as problem:
-            return replace(record, error=_told(problem), provenance=self._provenance)
+            return replace(record, error=failure(problem), provenance=self._provenance)
         seen = {"started": round(started), "wall_seconds": round(time.perf_counter() - begun, 2)}
         return replace(record, **measured, provenance=self._provenance | seen | self._start(cell))
 
@@ -151,19 +142,20 @@ class Work:
         """The test images that the attack has to turn, stamped: what the ASR of a cell is measured on."""
         return asr_set(self.split.test_images, self.split.test_labels, self._trigger(cell.backdoored()), TARGET_CLASS)
 
-    def clean(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
-        """The clean images (N, 3, H, W) and labels (N,) that the cell's defense gets."""
-        x, y = self.split.train_images, self.split.train_labels
-        index = data.clean_indices(len(y), cell.clean_size, PAPER_TRAIN_SIZE[cell.dataset], derive(cell.seed, "clean"))
-        integer("clean images", len(index), 20, len(y), f", but clean_size={cell.clean_size} leaves {len(index)}")
-        index = index.to(y.device)
-        return x[index], y[index]
-
     def _defend(self, cell: Cell, tuned: Defended | None, watch: Watch | None) -> Defended:
         test = self.split.test_images, self.split.test_labels
         model, seed = self.backdoored(cell.backdoored())[0], derive(cell.seed, "defense")
         return defend(
-            cell, self.profile, model, self.blank, *self.clean(cell), test, self._augment(cell), seed, tuned, watch
+            cell,
+            self.profile,
+            model,
+            self.blank,
+            *clean_images(self.split, cell),
+            test,
+            augmentation(cell),
+            seed,
+            tuned,
+            watch,
         )
 
     def finetuned(self, cell: Cell) -> Defended:
@@ -196,7 +188,7 @@ class Work:
             remove_isolated=cell.switch("abl_remove_isolated") == "yes",
             score_augmented=cell.switch("abl_score_aug") == "yes",
             batchnorm=cell.switch("abl_bn"),
-            augment=self._augment(cell),
+            augment=augmentation(cell),
             seed=derive(cell.seed, "defense"),
             watch=watch,
             **self.profile.constants.of("abl"),
@@ -244,16 +236,6 @@ class Work:
             )
         return self._triggers[cell]
 
-    def _augment(self, cell: Cell) -> Augment:
-        if cell.switch("defence_aug") == "off":
-            return NO_AUGMENT
-        # digits and signs mean something else mirrored; the release flips them all the same
-        return Augment(flip=cell.switch("flip") == "always" or cell.dataset == "cifar10")
-
-    def prepare(self, cell: Cell) -> None:
-        """Train the backdoored model of a "none" cell unless it is cached, so that others find it."""
-        self.backdoored(cell)
-
     def backdoored(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
         """The backdoored model of a "none" cell and what its training cost, from the cache or by training."""
         if cell in self._broken:
@@ -262,7 +244,7 @@ class Work:
             try:
                 self._model = (cell, *self._made(cell))
             except Exception as problem:
-                self._broken[cell] = _told(problem)
+                self._broken[cell] = failure(problem)
                 raise
         return self._model[1], self._model[2]
 
@@ -288,7 +270,7 @@ class Work:
         recipe = adapt(self.profile.backdoored(cell.dataset, cell.attack), cell, self.device)
         options: dict[str, Any] = {
             "seed": derive(cell.seed, "backdoor"),
-            "augment": self._augment(cell),
+            "augment": augmentation(cell),
             "title": f"backdoored model, seed {cell.seed}",
         }
         if cell.attack in ADAPTIVE:
@@ -297,13 +279,10 @@ class Work:
                 model.load_state_dict(badnets.state_dict())
                 rate = recipe.lr * self.profile.constants.adaptive_purifier_rate
                 effort, recipe = Effort(**notes["effort"]), replace(recipe, lr=rate)
-            example, seed = to_float(images[:2]), derive(cell.seed, "attacker")
-            attacker = Attacker(cell.attack, model, self.split.num_classes, example, seed)
-            marked = attacker.marked(labels, len(labels) - len(self.split.train_labels))
-            effort += fit(
-                attacker.trained.train(), images, marked, recipe, loss=attacker.loss, carried=[attacker], **options
-            )
-            model = attacker.result().eval()
+            poisoned, classes = len(labels) - len(self.split.train_labels), self.split.num_classes
+            options |= {"attacker_seed": derive(cell.seed, "attacker")}
+            model, cost = teach(cell.attack, model, images, labels, poisoned, classes, recipe, **options)
+            effort += cost
         else:
             effort += fit(model.train(), images, labels, recipe, **options)
         return model, {"effort": asdict(effort)}
@@ -319,11 +298,3 @@ class Work:
         """A fresh network of the cell's kind, as its training begins."""
         seed = derive(cell.seed, "init")
         return arrange(build(cell.network, self.split.num_classes, self.profile.width, seed).to(self.device))
-
-
-def _told(problem: Exception) -> str:
-    """The traceback of a failure; where the GPU's memory did not suffice, its last line says what to try."""
-    told = "".join(traceback.format_exception(problem))
-    if not isinstance(problem, torch.OutOfMemoryError):
-        return told
-    return f"{told}Out of GPU memory: try fewer --workers, a smaller --profile or batch_size, or --device cpu.\n"

@@ -1,6 +1,7 @@
 """The device that computes, and how this process uses it."""
 
 import ctypes
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -16,6 +17,14 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda' asks for a GPU and none is visible here; allowed: auto, cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def failure(problem: Exception) -> str:
+    """The traceback of a failure; where the GPU's memory did not suffice, its last line says what to try."""
+    told = "".join(traceback.format_exception(problem))
+    if not isinstance(problem, torch.OutOfMemoryError):
+        return told
+    return f"{told}Out of GPU memory: try fewer --workers, a smaller --profile or batch_size, or --device cpu.\n"
 
 
 @contextmanager

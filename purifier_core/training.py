@@ -5,13 +5,11 @@ draws come from a CPU generator, an epoch at a time, so that they are the same o
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch.nn import functional as F
 from purifier_core.checkpoints import Carried, begin
 from purifier_core.graphs import Replayed
 from purifier_core.profiles import Recipe
+from purifier_core.progress import progress
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """From (model, images (B, 3, H, W) float in [0, 1], labels (B,)) to a scalar."""
@@ -298,22 +297,3 @@ def evaluate(
 ) -> dict[str, float]:
     """ACC over all clean test images and ASR, the share of the ASR set predicted as `target`; both as fractions."""
     return {"acc": accuracy(model, images, labels), "asr": share(predict(model, triggered) == target)}
-
-
-def progress(title: str, total: int) -> Any:
-    """A progress bar in images, with images/s and ETA; it writes rarely where nobody watches a terminal.
-
-    Where tqdm is not installed there is none.
-    """
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return nullcontext(SimpleNamespace(update=_ignore, set_postfix_str=_ignore))
-
-    watched = sys.stderr.isatty()
-    pause = 1.0 if watched else 10.0  # short work shows no bar
-    return tqdm(total=total, desc=title, unit="img", unit_scale=True, leave=False, delay=pause, mininterval=pause / 5)
-
-
-def _ignore(*_values: Any, **_options: Any) -> None:
-    """Stands in for a bar's methods."""

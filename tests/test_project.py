@@ -105,9 +105,10 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
 
 
 def test_an_import_only_points_down():
-    order = ["profiles", "config", "device", "data", "layout", "models", "graphs", "training", "sites", "attacks"]
-    order += ["purifier", "adaptive", "defenses", "bound", "probes", "experiments", "records", "archive", "locks"]
-    order += ["apply", "compute", "cluster", "schedule", "runner", "pages", "fix", "cli"]
+    order = ["profiles", "config", "records", "locks", "archive", "checkpoints", "cache", "device", "progress", "data"]
+    order += ["layout", "models", "graphs", "training", "draws", "sites", "attacks", "purifier", "adaptive", "defenses"]
+    order += ["bound", "probes", "experiments", "apply", "compute", "cluster", "schedule", "runner", "pages", "fix"]
+    order += ["cli"]
     for path in (ROOT / "purifier_core").rglob("*.py"):
         parts = path.relative_to(ROOT / "purifier_core").with_suffix("").parts
         if parts == ("__init__",):

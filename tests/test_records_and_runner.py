@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from purifier_core import apply, cli, compute, records, runner, schedule
+from purifier_core import apply, cache, cli, compute, records, runner, schedule
 from purifier_core.attacks import badnets
 from purifier_core.config import Cell
 from purifier_core.defenses.abl import sample_losses
@@ -290,10 +290,10 @@ def test_bad_arguments_end_with_a_message_and_2(capsys):
 
 def test_the_digest_of_weights_sees_every_bit():
     state = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)}
-    same = compute._tensor_digest({"b": torch.tensor(3), "a": torch.tensor([1.0, 2.0])})
-    assert compute._tensor_digest(state) == same
+    same = cache.digest({"b": torch.tensor(3), "a": torch.tensor([1.0, 2.0])})
+    assert cache.digest(state) == same
     state["a"][0] = torch.nextafter(state["a"][0], torch.tensor(9.0))
-    assert compute._tensor_digest(state) != same
+    assert cache.digest(state) != same
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -9,6 +9,7 @@ from torch import nn
 
 from purifier_core.compute import Work
 from purifier_core.config import GRANULARITIES, TARGET_CLASS, Cell, one_of
+from purifier_core.draws import clean_images
 from purifier_core.records import Store
 
 PARAMETERS = ("attack", "granularity", "clean_size", "seed", "profile", "device")
@@ -42,11 +43,11 @@ def make(attack: str, granularity: str, clean_size: int, seed: int, profile: str
     one_of("granularity", granularity, GRANULARITIES)
     cell = Cell(attack=attack, defense=granularity, clean_size=clean_size, seed=seed, profile=profile)
     work = Work(Store(), profile, cell.dataset, device)
-    work.prepare(cell.backdoored())
-    images, labels = work.clean(cell)
+    model, _ = work.backdoored(cell.backdoored())
+    images, labels = clean_images(work.split, cell)
     return Example(
         f"VGG-16 at profile {profile} on {work.split.copy}; attack {attack}, seed {seed}; {len(labels)} clean images",
-        work.backdoored(cell.backdoored())[0],
+        model,
         partial(work.blank, cell),
         images,
         labels,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from purifier_core.config import ConfigError
-from purifier_core.training import progress
+from purifier_core.progress import progress
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision and timm subtract them
