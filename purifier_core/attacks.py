@@ -74,6 +74,9 @@ def invert_trojan(model: nn.Module, site: str, index: int, seed: int, steps: int
     The unit is channel or neuron `index` of the clean model's submodule `site`, its largest value over space. From
     uniform noise on a black image, each step moves the window by 0.05 against the sign of the gradient of
     (activation - 10)^2 and clamps it to [0, 1]; 150 steps, as released.
+
+    Nine pixels do not reach 10: at `small` on CIFAR-10 (VGG-16, seed 0) the unit gives 0.34 on the pattern alone, and
+    on images the pattern moves it by less than 1 %. So it is a trigger like any other small patch.
     """
     device = next(model.parameters()).device
     window = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(seed)).to(device)
