@@ -247,6 +247,17 @@ def test_a_profile_may_train_longer_for_one_attack_on_one_dataset(monkeypatch):
     assert [cell.key() for cell in others] == before[1:]
 
 
+def test_a_profile_may_train_the_masks_of_anp_otherwise_on_one_dataset(monkeypatch):
+    size = {"mnist": 3000, "cifar10": 2500, "gtsrb": 1960}
+    cells = [Cell(d, defense=m, clean_size=n, profile="small") for d, n in size.items() for m in ("anp", "finetuning")]
+    before = [cell.key() for cell in cells]
+    masks = (("gtsrb", Recipe(0, 0.123)),)
+    monkeypatch.setitem(PROFILES, "small", replace(PROFILES["small"], anp_on=masks))
+    changed = [cell for cell, key in zip(cells, before, strict=True) if cell.key() != key]
+    assert changed == [Cell("gtsrb", defense="anp", clean_size=1960, profile="small")]
+    assert changed[0].settings()["anp"]["lr"] == 0.123
+
+
 def test_the_sign_of_the_patch_is_a_switch_of_the_patch_alone():
     lost = (("cl_sign", "lost"),)
     assert Cell(attack="cl", switches=lost) == Cell(attack="cl")

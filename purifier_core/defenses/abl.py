@@ -7,6 +7,13 @@ Unlearning acts through BatchNorm. The isolated images have nearly all one class
 statistics turn into the statistics of that class: this alone, at learning rate 0, takes the backdoor and much of the
 accuracy. With the statistics still (`batchnorm="frozen"`) the reference's steps change next to nothing. The reference
 unlearns in train mode, and so does the default here; `abl_bn` on the page of the switches measures all three.
+
+Isolation is a matter of luck where the clean images are learnt as fast as the trigger. At `small` with BadNets, 2
+epochs isolate poison alone on CIFAR-10 (precision 1.0, seeds 0 and 1); on MNIST (0.99, 0, 0 for seeds 0 to 2) and
+GTSRB (0.95, 0) an easy clean class often has the lower loss, and precision swings between 0 and 1 within half an
+epoch. No other schedule tried there isolates at every seed: learning rates of 0.01 to 0.1, batches of 64 to 1,024, 20
+steps to 8 epochs, a second epoch at a hundredth of the rate, gamma 1 and 1.5. So the schedule stays. A user of ABL
+could not choose it by precision anyway, which takes knowing the poison.
 """
 
 import copy
