@@ -132,9 +132,9 @@ class Work:
         seconds = time.perf_counter() - started
         if tuned:
             seconds += tuned.effort.seconds
-        if curve and curve.points[1:]:
+        if curve and (recorded := curve.recorded()):
             seconds -= curve.seconds - watched
-            defended.diagnostics["curve"] = curve.recorded()
+            defended.diagnostics["curve"] = recorded
         defended.diagnostics["seconds"] = max(seconds, defended.effort.seconds)  # where it went on, the larger counts
         return defended
 

@@ -73,10 +73,12 @@ class Curve:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def recorded(self) -> dict[str, Any]:
-        """The curve for a record: rates are fractions, `stages` the epochs at which a further stage began, `images` the
-        clean and the triggered ones that were watched, `seconds` what that took."""
-        epochs, acc, asr = (list(values) for values in zip(*self.points, strict=True)) if self.points else ([], [], [])
+    def recorded(self) -> dict[str, Any] | None:
+        """The curve for a record, None where no epoch was watched. Rates are fractions, `stages` the epochs at which a
+        further stage began, `images` the clean and the triggered ones that were watched, `seconds` what that took."""
+        if not any(epoch for epoch, _, _ in self.points):
+            return None
+        epochs, acc, asr = (list(values) for values in zip(*self.points, strict=True))
         images = [len(self.images), len(self.triggered)]
         seconds = round(self.seconds, 2)
         return {"epochs": epochs, "acc": acc, "asr": asr, "stages": self.stages, "images": images, "seconds": seconds}

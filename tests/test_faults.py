@@ -84,6 +84,8 @@ def numbers(store: Store) -> dict:
     """What must be equal however a record came about. A file that cannot be read is an error."""
     with warnings.catch_warnings(action="error"):
         done = [r for r in store.all() if not r.failed]
+    for record in done:
+        record.diagnostics.get("curve", {}).pop("seconds", None)
     return {r.cell: (r.acc, r.asr, r.diagnostics, r.effort["losses"], r.provenance["backdoored_model"]) for r in done}
 
 
@@ -202,7 +204,7 @@ def test_a_model_that_finds_no_room_fails_its_cells_with_a_way_out(store, undist
         results = run(store)
     assert [r.cell.seed for r in results.records + results.failed] == [0, 0, 1, 1]
     assert all("make room" in runner.describe(record) for record in results.failed)
-    assert len(list(store.models.iterdir())) == 1
+    assert not list(store.models.glob("*-s1-*"))
     run(store)
     assert numbers(store) == numbers(undisturbed)
     assert not list(store.folder.rglob("*.failed.json"))
@@ -279,8 +281,8 @@ def test_records_of_another_version_are_recognised_counted_and_left_out(store, m
 
 def test_code_in_place_of_a_cached_model_is_not_run(bomb, store, undisturbed):
     shutil.rmtree(store.folder)
-    (path,) = store.models.glob("*-s1-*")
-    path.write_bytes(bomb)
+    for path in store.models.glob("*-s1-*"):
+        path.write_bytes(bomb)
     with pytest.warns(UserWarning, match="is damaged"):
         run(store)
     assert numbers(store) == numbers(undisturbed)
