@@ -131,6 +131,7 @@ def test_a_damaged_state_is_told_and_not_used(victim, blobs, tmp_path):
 RUN = """
 from dataclasses import replace
 from purifier_core import checkpoints, runner
+from purifier_core.experiments.supplement import Table3
 from purifier_core.profiles import PROFILES, Recipe
 checkpoints.checkpoints.__wrapped__.__defaults__ = ((), 0.0)  # keep every epoch
 short = {"backdoor": Recipe(8, 0.1, (6,)), "purifier": (Recipe(30, 0.01),) * 2}

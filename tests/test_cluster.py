@@ -103,7 +103,7 @@ def numbers(records: list[Record]) -> list[tuple]:
 def test_a_killed_worker_costs_its_cell_alone_and_changes_no_number(dask, store, tmp_path):
     cluster, client = dask
     before = set(client.run(os.getpid).values())
-    with killing(client, store, "*finetuning*.lock"):
+    with killing(client, store, "*-finetuning-*.lock"):
         shared = run_on(cluster.scheduler_address, store)
     assert until(lambda: len(before - set(client.run(os.getpid).values())) == 1)
     alone = runner.run(Table3(**TABLE), Store(tmp_path / "alone"), say=lambda _: None)
@@ -116,7 +116,7 @@ def test_a_killed_worker_costs_its_cell_alone_and_changes_no_number(dask, store,
 def test_a_cell_that_kills_its_workers_is_given_up_and_can_be_tried_again(dask, store, monkeypatch):
     cluster, client = dask
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
-    with killing(client, store, "*finetuning*.lock"):
+    with killing(client, store, "*-finetuning-*.lock"):
         results = run_on(cluster.scheduler_address, store, methods="none,finetuning")
     assert [r.cell.defense for r in results.records] == ["none"]
     (failure,) = results.failed
