@@ -1,14 +1,14 @@
 """Which function with which settings a cell's defense is."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from purifier_core.bound import bound
-from purifier_core.config import BOUNDS, GRANULARITIES, Cell
+from purifier_core.config import BOUNDS, GRANULARITIES, Cell, one_of
 from purifier_core.defenses import Defended
 from purifier_core.defenses.anp import anp
 from purifier_core.defenses.fine_pruning import fine_pruning
@@ -33,78 +33,134 @@ def adapt(recipe: Recipe, cell: Cell, device: torch.device) -> Recipe:
     return replace(recipe, bf16=rounded(cell, device))
 
 
-def defend(
-    cell: Cell,
-    profile: Profile,
-    model: nn.Module,
-    blank: Callable[[Cell], nn.Module],
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    test: tuple[torch.Tensor, torch.Tensor],
-    augment: Augment,
-    seed: int,
-    tuned: Defended | None = None,
-    watch: Watch | None = None,
-) -> Defended:
-    """The cell's defense of `model` with the clean images (N, 3, 32, 32) and labels (N,); `blank` gives a fresh network
-    of its kind, `test` the test set, for the one switch that chooses by it, and `tuned` the result of Finetuning, which
-    NAD and MCR begin with. ABL has no clean set and is not here.
+@dataclass(frozen=True)
+class Given:
+    """What a cell's defense is given.
+
+    images (N, 3, 32, 32) and labels (N,) are clean. `blank` gives a fresh network of the model's kind, `test` is the
+    test set, for the one switch that chooses by it, and `tuned` the result of Finetuning, which NAD and MCR begin with.
     """
-    name = cell.defense
-    common: dict[str, Any] = {"augment": augment, "seed": seed, "watch": watch}
-    constants = profile.constants.of(name)
-    finetune, stages = adapt(profile.finetuning, cell, images.device), cell.purifier_stages()
-    if name == "scratch":
-        recipe = replace(adapt(stages[1], cell, images.device), epochs=sum(stage.epochs for stage in stages))
-        return finetuning(blank(cell), images, labels, recipe=recipe, **common)
-    if name in BOUNDS:
-        bounded = bound(model, images, name.removeprefix("bound_"), seed=seed, batch_size=500)
-        chosen = {"quantile": bounded.quantile, "changed": bounded.changed, "sites": list(bounded.sites)}
-        return Defended(bounded, bounded.effort, chosen)
-    if name in GRANULARITIES:
-        purified = purify(
-            model,
-            images,
-            labels,
-            granularity=name,
-            init=cell.switch("init"),
-            stages=(adapt(stages[0], cell, images.device), adapt(stages[1], cell, images.device)),
-            bn_frozen_stats=cell.switch("bn_frozen_stats") == "yes",
-            graph=True,
-            **common,
-        )
-        return Defended(purified, purified.effort)
-    sites: Any = model  # the network names its own sites
-    if name == "finetuning":
-        return tuned or finetuning(model, images, labels, recipe=finetune, **common)
-    if name == "fine_pruning":
-        return fine_pruning(
-            model,
-            images,
-            labels,
-            site=sites.last_conv,
-            recipe=adapt(profile.fine_pruning, cell, images.device),
-            select=cell.switch("fp_select"),
-            test=test,
-            **constants,
-            **common,
-        )
-    if name == "mcr":
-        recipe = adapt(profile.mcr, cell, images.device)
-        return mcr(model, images, labels, recipe=recipe, endpoint_recipe=finetune, tuned=tuned, **constants, **common)
-    if name == "nad":
-        return nad(
-            model,
-            images,
-            labels,
-            sites=sites.attention_sites[cell.switch("nad_maps")],
-            recipe=adapt(profile.nad, cell, images.device),
-            teacher_recipe=finetune,
-            result=cell.switch("nad_eval"),
-            tuned=tuned,
-            **constants,
-            **common,
-        )
-    steps = profile.anp_steps if cell.switch("anp_steps") == "profile" else int(cell.switch("anp_steps"))
-    recipe = replace(profile.anp_masks(cell.dataset), bf16=finetune.bf16)
-    return anp(model, images, labels, recipe=recipe, steps=steps, **constants, **common)
+
+    cell: Cell
+    profile: Profile
+    model: nn.Module
+    blank: Callable[[Cell], nn.Module]
+    images: torch.Tensor
+    labels: torch.Tensor
+    test: tuple[torch.Tensor, torch.Tensor]
+    augment: Augment
+    seed: int
+    tuned: Defended | None = None
+    watch: Watch | None = None
+
+    @property
+    def clean(self) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+        """The model and its clean data: what every defense takes first."""
+        return self.model, self.images, self.labels
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every defense that trains takes, and the constants of this one."""
+        constants = self.profile.constants.of(self.cell.defense)
+        return {"augment": self.augment, "seed": self.seed, "watch": self.watch} | constants
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """A recipe of the profile under the cell's switches."""
+        return adapt(recipe, self.cell, self.images.device)
+
+    @property
+    def stages(self) -> tuple[Recipe, Recipe]:
+        """Purifier's two recipes."""
+        heads, everything = self.cell.purifier_stages()
+        return self.recipe(heads), self.recipe(everything)
+
+    @property
+    def sites(self) -> Any:
+        """The network, which names its own sites."""
+        return self.model
+
+
+def _scratch(given: Given) -> Defended:
+    heads, everything = given.stages
+    recipe = replace(everything, epochs=heads.epochs + everything.epochs)
+    return finetuning(given.blank(given.cell), given.images, given.labels, recipe=recipe, **given.options)
+
+
+def _bound(given: Given) -> Defended:
+    granularity = given.cell.defense.removeprefix("bound_")
+    bounded = bound(given.model, given.images, granularity, seed=given.seed, batch_size=500)
+    chosen = {"quantile": bounded.quantile, "changed": bounded.changed, "sites": list(bounded.sites)}
+    return Defended(bounded, bounded.effort, chosen)
+
+
+def _purify(given: Given) -> Defended:
+    purified = purify(
+        *given.clean,
+        granularity=given.cell.defense,
+        init=given.cell.switch("init"),
+        stages=given.stages,
+        bn_frozen_stats=given.cell.switch("bn_frozen_stats") == "yes",
+        graph=True,
+        **given.options,
+    )
+    return Defended(purified, purified.effort)
+
+
+def _finetuning(given: Given) -> Defended:
+    return finetuning(*given.clean, recipe=given.recipe(given.profile.finetuning), **given.options)
+
+
+def _fine_pruning(given: Given) -> Defended:
+    return fine_pruning(
+        *given.clean,
+        site=given.sites.last_conv,
+        recipe=given.recipe(given.profile.fine_pruning),
+        select=given.cell.switch("fp_select"),
+        test=given.test,
+        **given.options,
+    )
+
+
+def _mcr(given: Given) -> Defended:
+    tune = given.recipe(given.profile.finetuning)
+    recipe = given.recipe(given.profile.mcr)
+    return mcr(*given.clean, recipe=recipe, endpoint_recipe=tune, tuned=given.tuned, **given.options)
+
+
+def _nad(given: Given) -> Defended:
+    return nad(
+        *given.clean,
+        sites=given.sites.attention_sites[given.cell.switch("nad_maps")],
+        recipe=given.recipe(given.profile.nad),
+        teacher_recipe=given.recipe(given.profile.finetuning),
+        result=given.cell.switch("nad_eval"),
+        tuned=given.tuned,
+        **given.options,
+    )
+
+
+def _anp(given: Given) -> Defended:
+    asked = given.cell.switch("anp_steps")
+    steps = given.profile.anp_steps if asked == "profile" else int(asked)
+    masks = given.profile.anp_masks(given.cell.dataset)  # trained without weight decay under any switch
+    recipe = replace(masks, bf16=rounded(given.cell, given.images.device))
+    return anp(*given.clean, recipe=recipe, steps=steps, **given.options)
+
+
+DEFENSES: dict[str, Callable[[Given], Defended]] = {
+    "finetuning": _finetuning,
+    "fine_pruning": _fine_pruning,
+    "mcr": _mcr,
+    "nad": _nad,
+    "anp": _anp,
+    "scratch": _scratch,
+    **dict.fromkeys(GRANULARITIES, _purify),
+    **dict.fromkeys(BOUNDS, _bound),
+}
+"""The function of every defense that begins with clean data. ABL has none, and is not here."""
+
+
+def defend(given: Given) -> Defended:
+    """The cell's defense. Raises ConfigError for one that has no function here."""
+    one_of("defense", given.cell.defense, DEFENSES)
+    return DEFENSES[given.cell.defense](given)

@@ -11,7 +11,7 @@ from torch import nn
 
 from purifier_core import data
 from purifier_core.adaptive import teach
-from purifier_core.apply import adapt, defend
+from purifier_core.apply import Given, adapt, defend
 from purifier_core.attacks import Trigger, asr_set, make_trigger, perturbed, poison
 from purifier_core.cache import Make, kept
 from purifier_core.checkpoints import checkpoints
@@ -145,18 +145,9 @@ class Work:
     def _defend(self, cell: Cell, tuned: Defended | None, watch: Watch | None) -> Defended:
         test = self.split.test_images, self.split.test_labels
         model, seed = self.backdoored(cell.backdoored())[0], derive(cell.seed, "defense")
-        return defend(
-            cell,
-            self.profile,
-            model,
-            self.blank,
-            *clean_images(self.split, cell),
-            test,
-            augmentation(cell),
-            seed,
-            tuned,
-            watch,
-        )
+        images, labels = clean_images(self.split, cell)
+        augment = augmentation(cell)
+        return defend(Given(cell, self.profile, model, self.blank, images, labels, test, augment, seed, tuned, watch))
 
     def finetuned(self, cell: Cell) -> Defended:
         """The result of Finetuning for a cell of it, or for one of NAD or MCR, which begin with it: from the cache, or

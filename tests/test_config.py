@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from purifier_core import config
-from purifier_core.config import LABELS, SWITCHES, Cell, ConfigError, parse_names, parse_seeds
+from purifier_core.apply import DEFENSES, Given, defend
+from purifier_core.config import LABELS, NO_CLEAN_DATA, SWITCHES, Cell, ConfigError, parse_names, parse_seeds
 from purifier_core.experiments import from_notebook
 from purifier_core.experiments.beyond import Attacks, Readings, Setting
 from purifier_core.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3
@@ -286,3 +287,12 @@ def test_a_notebook_stops_on_an_unknown_name():
         ConfigError, match=r"'clean_sise' is not a parameter.*clean_size, profile.*Did you mean 'clean_size'"
     ):
         from_notebook("table3", given | {"clean_sise": 3000})
+
+
+def test_every_defense_of_clean_data_has_a_function_and_no_other_is_computed():
+    """A defense without one must not pass for another."""
+    assert set(DEFENSES) == set(LABELS) - set(NO_CLEAN_DATA)
+    cell = Cell(defense="anp", clean_size=3000)
+    object.__setattr__(cell, "defense", "made up")
+    with pytest.raises(ConfigError, match="'made up' is not known"):
+        defend(Given(cell, PROFILES["quick"], *[None] * 7))
