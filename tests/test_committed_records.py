@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import pytest
 
+from purifier_core.config import ATTACKS
 from purifier_core.experiments.beyond import Attacks, Defenses, Readings, Switches
 from purifier_core.experiments.supplement import SUPPLEMENT, Table3, Table4
 from purifier_core.pages.statistics import DECIDES, TAKEN
@@ -60,7 +61,7 @@ def test_the_tables_and_readings_have_three_seeds(kind):
 
 
 def test_every_defense_has_met_every_attack_that_took():
-    """In a row where no backdoor is, nothing can be removed."""
+    """In a row where no backdoor is, nothing can be removed. The attackers who know a defense are aimed at others."""
     records = list(map(read, COMMITTED))
     taken = {r.cell.backdoored() for r in records if r.cell.defense == "none" and r.asr >= TAKEN}
     done = {record.cell for record in records}
@@ -68,7 +69,8 @@ def test_every_defense_has_met_every_attack_that_took():
     missing = [
         (row, column.label)
         for row, column in grid.places("small")
-        if any(grid.cell(column, row, seed, "small").backdoored() in taken for seed in grid.seeds)
+        if row[0] in ATTACKS
+        and any(grid.cell(column, row, seed, "small").backdoored() in taken for seed in grid.seeds)
         and not any(grid.cell(column, row, seed, "small") in done for seed in grid.seeds)
     ]
     assert missing == []

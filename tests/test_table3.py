@@ -43,7 +43,7 @@ def test_papermill_trains_and_shows_the_table(tmp_path):
         assert record.asr_images + 99 == record.acc_images == 1000  # 99 of the test digits are fives
         assert record.provenance["backdoored_model"] == undefended.provenance["backdoored_model"]
         if defense in ("channel", "cube", "feature"):
-            assert set(record.diagnostics) == {"clean", "triggered"}
+            assert set(record.diagnostics) == {"clean", "curve", "triggered"}
             assert record.effort["epochs"] == 9 * 40  # the clean set is a fifteenth of the paper's
     assert len(found["anp", "full"].diagnostics["sweep"]) == 20
     assert len(found["mcr", "full"].diagnostics["sweep"]) == 11
