@@ -104,3 +104,14 @@ def test_the_forest_plot_is_drawn_with_and_without_records(tmp_path):
 def test_an_unknown_switch_is_named():
     with pytest.raises(ConfigError, match="switch='nad' is not known; allowed: nad_eval, nad_maps"):
         Switches(switch="nad")
+
+
+def test_abls_treatments_of_batchnorm_stand_below_each_other():
+    frozen, recounted = (Change("abl_bn", value, "abl") for value in ("frozen", "recounted"))
+    found = results(
+        record(frozen, WITHOUT, 0, 0.6, 0.0), record(frozen, WITH, 0, 0.99, 1.0), record(recounted, WITH, 0, 0.8, 0.01)
+    )
+    shown = ablation.batchnorm(found)
+    assert list(shown.index) == ["reference", "frozen", "recounted"]
+    assert list(shown.ASR) == ["0.0 (one run)", "100.0 (one run)", "1.0 (one run)"]
+    assert (ablation.batchnorm(results()) == "missing").all(axis=None)

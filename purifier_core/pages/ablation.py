@@ -130,6 +130,18 @@ def rates(results: Results) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
+def batchnorm(results: Results) -> pd.DataFrame:
+    """What BatchNorm's running statistics do in ABL's unlearning: a line for each treatment, ACC and ASR in percent."""
+    ours, lines = estimates(results), {}
+    for change in results.experiment.rows(results.profile):
+        if change.switch == "abl_bn":
+            sides = {"reference": WITHOUT, change.value: WITH}
+            for name, column in sides.items():
+                values = {metric.upper(): ours.get((change, column, metric)) for metric in METRICS}
+                lines[name] = {head: value.text() if value else "missing" for head, value in values.items()}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
 def figure(results: Results) -> Any:
     """The difference in ACC and in ASR that each change makes: a dot for each pair of seeds, and their mean."""
     import matplotlib.pyplot as plt
