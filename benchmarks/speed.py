@@ -26,16 +26,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from purifier_core import data
-from purifier_core.attacks import asr_set, badnets, poison
-from purifier_core.config import NETWORKS, TARGET_CLASS
-from purifier_core.defenses.finetuning import finetuning
 from purifier_core.device import pick_device, prepare
+from purifier_core.evaluation import evaluate
+from purifier_core.files import ROOT, provenance, write_atomically
+from purifier_core.lab import data
+from purifier_core.lab.attacks import asr_set, badnets, poison
+from purifier_core.lab.cells import NETWORKS, TARGET_CLASS
+from purifier_core.lab.defenses.finetuning import finetuning
+from purifier_core.lab.models import build
+from purifier_core.lab.profiles import BACKDOOR
 from purifier_core.layout import arrange
-from purifier_core.models import build
-from purifier_core.profiles import BACKDOOR, Recipe
-from purifier_core.records import ROOT, provenance, write_atomically
-from purifier_core.training import Augment, cross_entropy, evaluate, fit
+from purifier_core.recipes import Recipe
+from purifier_core.training import Augment, cross_entropy, fit
 
 WIDTHS = {"1/8": 1 / 8, "1": 1.0}
 AUGMENT = Augment(flip=True)

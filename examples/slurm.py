@@ -6,8 +6,8 @@ with those that are there. Run it again after a stop: it computes what is missin
 
 from dask_jobqueue import SLURMCluster
 
-from purifier_core import runner
-from purifier_core.experiments import EXPERIMENTS
+from purifier_core.lab import runner
+from purifier_core.lab.experiments import EXPERIMENTS
 
 if __name__ == "__main__":
     cluster = SLURMCluster(

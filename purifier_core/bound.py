@@ -20,11 +20,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from purifier_core.config import GRANULARITIES, ConfigError, one_of
-from purifier_core.defenses import held_out
+from purifier_core.checks import ConfigError, one_of
+from purifier_core.evaluation import held_out, predict, share, to_float
 from purifier_core.progress import progress
+from purifier_core.recipes import GRANULARITIES
 from purifier_core.sites import Wrapped, find, replace, shapes
-from purifier_core.training import Effort, predict, share, to_float
+from purifier_core.training import Effort
 
 QUANTILES = (0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
 """What `bound` chooses from; 1 is the largest value that was seen."""

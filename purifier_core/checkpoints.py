@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from purifier_core.records import save_tensors, write_atomically
+from purifier_core.files import save_tensors, write_atomically
 
 PAUSE = 10.0
 """Seconds from one state on disk to the next at least. A state is written after an epoch, so an epoch may be lost."""

@@ -9,13 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from purifier_core import archive, runner
-from purifier_core.config import ADAPTIVE, ATTACKS, ConfigError, integer, one_of
-from purifier_core.experiments import EXPERIMENTS
-from purifier_core.experiments.grids import Experiment
+from purifier_core.checks import ConfigError, integer, one_of
 from purifier_core.fix.options import Options, add_to
-from purifier_core.profiles import PROFILES
-from purifier_core.records import Store, current
+from purifier_core.lab import archive, runner
+from purifier_core.lab.cells import ADAPTIVE, ATTACKS
+from purifier_core.lab.experiments import EXPERIMENTS
+from purifier_core.lab.experiments.grids import Experiment
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Store, current
+from purifier_core.lab.results import Results, look_up
 
 _HELP = {
     "clean_size": "clean images on the scale of the full training set, or 'all'",
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "run":
             every = runner.run_all(chosen_ones, store, workers=workers, scheduler=scheduler)
         else:
-            every = [runner.look_up(experiment, store) for experiment in chosen_ones]
+            every = [look_up(experiment, store) for experiment in chosen_ones]
         try:
             return max([show(results, store, figure) for results in every])
         except ImportError as problem:  # a machine that only computes
@@ -110,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def show(results: runner.Results, store: Store, figure: str | None = None) -> int:
+def show(results: Results, store: Store, figure: str | None = None) -> int:
     """Print an experiment's table and reading; returns 1 if something is missing."""
     from purifier_core.pages import (
         ablation,

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from purifier_core.config import ConfigError, one_of
+from purifier_core.checks import ConfigError, one_of
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -21,10 +21,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.config import GRANULARITIES, INITS, ConfigError, one_of
-from purifier_core.profiles import PURIFIER_STAGES, Recipe
+from purifier_core.checks import ConfigError, one_of
+from purifier_core.evaluation import to_float
+from purifier_core.recipes import GRANULARITIES, INITS, PURIFIER_STAGES, Recipe
 from purifier_core.sites import Wrapped, detach, last_stage, replace, shapes
-from purifier_core.training import Augment, Effort, Watch, fit, to_float
+from purifier_core.training import Augment, Effort, Watch, fit
 
 
 class _Context:

@@ -6,9 +6,7 @@ draws come from a CPU generator, an epoch at a time, so that they are the same o
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,9 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.checkpoints import Carried, begin
+from purifier_core.evaluation import DivergedError, evaluating, to_float
 from purifier_core.graphs import Replayed
-from purifier_core.profiles import Recipe
 from purifier_core.progress import progress
+from purifier_core.recipes import Recipe
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """From (model, images (B, 3, H, W) float in [0, 1], labels (B,)) to a scalar."""
@@ -27,10 +26,6 @@ Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 Watch = Callable[[nn.Module, int], Any]
 """Called with a network and the epochs that its training has done. It looks, and changes nothing."""
-
-
-class DivergedError(RuntimeError):
-    """Training gave a loss or a network that is not a number; there is no result."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,6 @@ class Effort:
 def cross_entropy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The plain training loss."""
     return F.cross_entropy(model(x), y)
-
-
-def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to float in [0, 1], channels_last; no mean or std is subtracted anywhere. Float images stay."""
-    if images.is_floating_point():
-        return images.to(memory_format=torch.channels_last)
-    return images.to(memory_format=torch.channels_last).float().div_(255)
 
 
 class Augmented:
@@ -231,69 +219,3 @@ def fit(
     effort.seconds = time.perf_counter() - started
     model.eval()
     return effort
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in eval mode; afterwards every module of it is in the mode that it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-_EVALUATED_IN_BF16: ContextVar[bool] = ContextVar("evaluated in bf16", default=False)
-
-
-@contextmanager
-def evaluated_in_bf16(rounded: bool = True) -> Iterator[None]:
-    """Inside, `predict` and whoever asks `answering` run networks under bf16 autocast: as they were trained."""
-    token = _EVALUATED_IN_BF16.set(rounded)
-    try:
-        yield
-    finally:
-        _EVALUATED_IN_BF16.reset(token)
-
-
-def answering(device: torch.device) -> torch.autocast:
-    """The precision in which a network is asked."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=_EVALUATED_IN_BF16.get())
-
-
-@torch.inference_mode()
-def predict(
-    model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, batch_size: int = 1000
-) -> torch.Tensor:
-    """Predicted classes (N,) of uint8 images, on the images' device. The caller sets eval mode.
-
-    Raises DivergedError where an output is not a finite number: the largest of those would pass for a class.
-    """
-    with answering(images.device):
-        return classes(torch.cat([model(to_float(piece)) for piece in images.split(batch_size)]))
-
-
-def classes(outputs: torch.Tensor) -> torch.Tensor:
-    """The predicted classes (N,) behind outputs (N, K); raises DivergedError as `predict` does."""
-    if not outputs.isfinite().all():
-        raise DivergedError("the network's outputs are no numbers: training diverged; try a smaller learning rate.")
-    return outputs.argmax(1)
-
-
-def share(hits: torch.Tensor) -> float:
-    """The exact share of True in a boolean tensor."""
-    return int(hits.sum()) / len(hits)
-
-
-def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of images predicted as their label."""
-    return share(predict(model, images) == labels)
-
-
-def evaluate(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, target: int
-) -> dict[str, float]:
-    """ACC over all clean test images and ASR, the share of the ASR set predicted as `target`; both as fractions."""
-    return {"acc": accuracy(model, images, labels), "asr": share(predict(model, triggered) == target)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from purifier_core.data import Split, load
+from purifier_core.lab.data import Split, load
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from purifier_core.config import SWITCHES, ConfigError
-from purifier_core.experiments.beyond import CHANGES, WITH, WITHOUT, Change, Switches
-from purifier_core.experiments.grids import Column
+from purifier_core.checks import ConfigError
+from purifier_core.lab.cells import SWITCHES
+from purifier_core.lab.experiments.beyond import CHANGES, WITH, WITHOUT, Change, Switches
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import ablation
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 GRID = Switches(profile="small", seeds="0-2", switch="all")
 TEACHER = Change("nad_eval", "teacher", "nad")

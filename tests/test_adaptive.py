@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.adaptive import Attacker, batch_statistics_alone
-from purifier_core.compute import Work
-from purifier_core.config import Cell, ConfigError
-from purifier_core.models import VGG16
-from purifier_core.profiles import PROFILES, Recipe
-from purifier_core.records import Store
+from purifier_core.checks import ConfigError
+from purifier_core.lab.adaptive import Attacker, batch_statistics_alone
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.compute import Work
+from purifier_core.lab.models import VGG16
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Store
+from purifier_core.recipes import Recipe
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 5

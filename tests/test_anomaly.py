@@ -2,11 +2,11 @@
 
 import pytest
 
-from purifier_core.config import Cell
-from purifier_core.experiments.supplement import Figure10, Figure11, Figure12
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import anomaly
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 LAYER = {
     # two classes, four channels; the trigger lights the third beyond both, the fourth no more than the second class

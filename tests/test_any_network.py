@@ -9,9 +9,8 @@ from torch import nn
 from torchvision import models
 
 from purifier_core.bound import bound
-from purifier_core.config import GRANULARITIES
-from purifier_core.profiles import Recipe
 from purifier_core.purifier import purify
+from purifier_core.recipes import GRANULARITIES, Recipe
 from purifier_core.sites import Wrapped, detach
 
 SHORT = (Recipe(1, 0.01, batch_size=6),) * 2

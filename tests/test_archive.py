@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from purifier_core import cli, records
-from purifier_core.config import Cell
-from purifier_core.records import Record, Store
+from purifier_core import cli
+from purifier_core.lab import records
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.records import Record, Store
 
 
 def record(**changes) -> Record:

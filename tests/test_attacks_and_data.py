@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import Resize
 
-from purifier_core import data
-from purifier_core.attacks import asr_set, badnets, poison
-from purifier_core.config import ConfigError
+from purifier_core.checks import ConfigError
+from purifier_core.lab import data
+from purifier_core.lab.attacks import asr_set, badnets, poison
 
 PREPARED = Path(os.environ.get("PURIFIER_DATA", ""), "mnist")
 full_mnist = pytest.mark.skipif(
@@ -163,7 +163,7 @@ def test_a_decoded_copy_is_the_same_data_without_pillow(tmp_path, monkeypatch):
 
 def test_no_copy_and_no_network_names_three_ways_out(tmp_path, monkeypatch):
     monkeypatch.delenv("PURIFIER_DATA", raising=False)
-    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "DATA", tmp_path)
     monkeypatch.setattr("socket.create_connection", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(data.DataError, match=r"(?s)\(1\).*network.*\(2\).*PURIFIER_DATA.*\(3\).*quick"):
         data.load("mnist")
@@ -179,7 +179,7 @@ def test_no_copy_and_no_network_names_three_ways_out(tmp_path, monkeypatch):
     ids=["mnist", "cifar10", "parquet"],
 )
 def test_code_in_place_of_a_dataset_is_not_run(name, folder, files, bomb, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "DATA", tmp_path)
     monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "file:///nowhere.tar.gz")  # it is not loaded anew
     monkeypatch.setenv("PURIFIER_DATA", "" if folder else str(tmp_path))
     (tmp_path / name / folder).mkdir(parents=True)

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from purifier_core import data
-from purifier_core.records import ROOT, Store
+from purifier_core.files import ROOT
+from purifier_core.lab import data
+from purifier_core.lab.records import Store
 
 ABSENT = (
     "scipy",
@@ -37,7 +38,8 @@ SCRIPT = (
     + """
 from dataclasses import replace
 from purifier_core import cli
-from purifier_core.profiles import PROFILES, Recipe
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.recipes import Recipe
 short = Recipe(1, 0.01)
 tiny = {"width": 1 / 16, "backdoor": short, "finetuning": short, "purifier": (short, short)}
 PROFILES["paper"] = replace(PROFILES["paper"], **tiny)

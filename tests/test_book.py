@@ -11,11 +11,12 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from purifier_core import runner
-from purifier_core.experiments import EXPERIMENTS
-from purifier_core.experiments.beyond import Attacks
+from purifier_core.files import ROOT
+from purifier_core.lab.experiments import EXPERIMENTS
+from purifier_core.lab.experiments.beyond import Attacks
+from purifier_core.lab.records import Store
+from purifier_core.lab.results import look_up
 from purifier_core.pages import anomaly, gallery, overview, report
-from purifier_core.records import ROOT, Store
 
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
@@ -110,10 +111,10 @@ def test_tables_hold_the_records_numbers(browser, book, page, table, monkeypatch
     if table == "overview":
         wanted = overview.table(store)
     elif table == "attacks":
-        wanted = gallery.table(runner.look_up(Attacks(), store))
+        wanted = gallery.table(look_up(Attacks(), store))
     else:
         view = report if table == "rows" else anomaly
-        wanted = view.table(runner.look_up(EXPERIMENTS[name](), store))
+        wanted = view.table(look_up(EXPERIMENTS[name](), store))
     tab, _ = opened(browser, book, page)
     cells = f"[...document.querySelectorAll('#T_{table} tbody tr')].map(r => [...r.querySelectorAll('td')]"
     shown = tab.evaluate(f"{cells}.map(d => d.textContent.trim()))")

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from purifier_core import data
-from purifier_core.attacks import asr_set, badnets
 from purifier_core.bound import QUANTILES, Bound, Largest, bound
-from purifier_core.compute import Work
-from purifier_core.config import Cell, ConfigError
-from purifier_core.records import Store
+from purifier_core.checks import ConfigError
+from purifier_core.evaluation import evaluate
+from purifier_core.lab import data
+from purifier_core.lab.attacks import asr_set, badnets
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.compute import Work
+from purifier_core.lab.records import Store
 from purifier_core.sites import detach
-from purifier_core.training import evaluate
 
 IMAGES = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

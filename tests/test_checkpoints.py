@@ -15,12 +15,12 @@ from torch import nn
 
 from purifier_core import checkpoints as kept_states
 from purifier_core.checkpoints import checkpoints
-from purifier_core.defenses.anp import anp
-from purifier_core.defenses.mcr import mcr
-from purifier_core.defenses.nad import nad
-from purifier_core.profiles import Recipe
+from purifier_core.lab.defenses.anp import anp
+from purifier_core.lab.defenses.mcr import mcr
+from purifier_core.lab.defenses.nad import nad
+from purifier_core.lab.records import Store
 from purifier_core.purifier import purify
-from purifier_core.records import Store
+from purifier_core.recipes import Recipe
 from purifier_core.training import fit
 
 SHORT = Recipe(3, 0.01, milestones=(2,), batch_size=32)
@@ -130,9 +130,11 @@ def test_a_damaged_state_is_told_and_not_used(victim, blobs, tmp_path):
 
 RUN = """
 from dataclasses import replace
-from purifier_core import checkpoints, runner
-from purifier_core.experiments.supplement import Table3
-from purifier_core.profiles import PROFILES, Recipe
+from purifier_core import checkpoints
+from purifier_core.lab import runner
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.recipes import Recipe
 checkpoints.checkpoints.__wrapped__.__defaults__ = ((), 0.0)  # keep every epoch
 short = {"backdoor": Recipe(8, 0.1, (6,)), "purifier": (Recipe(30, 0.01),) * 2}
 PROFILES["quick"] = replace(PROFILES["quick"], width=1 / 16, **short)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from purifier_core.config import LABELS, Cell
-from purifier_core.experiments.supplement import Figure13, Table3, Table4
+from purifier_core.lab.cells import LABELS, Cell
+from purifier_core.lab.experiments.supplement import Figure13, Table3, Table4
+from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages import anomaly, bars, claims, overview
-from purifier_core.records import Record, Store, published
 
 PLACE = {"device": "cpu", "commit": "0" * 40}
 LAYER = {"classes": [[1.0, 0.0], [0.0, 1.0]], "clean": [0.5, 0.5], "triggered": [4.0, 0.0]}

@@ -17,13 +17,17 @@ from pathlib import Path
 import pytest
 from distributed import Client, LocalCluster
 
-from purifier_core import cli, runner
-from purifier_core.cluster import Site, check
-from purifier_core.config import ConfigError
-from purifier_core.experiments.supplement import Table3
-from purifier_core.locks import locked
-from purifier_core.profiles import PROFILES, Recipe
-from purifier_core.records import ROOT, Record, Store
+from purifier_core import cli
+from purifier_core.checks import ConfigError
+from purifier_core.files import ROOT
+from purifier_core.lab import runner
+from purifier_core.lab.cluster import Site, check
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.locks import locked
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Record, Store
+from purifier_core.lab.results import Results
+from purifier_core.recipes import Recipe
 
 # finetuning takes about a second, time enough to be killed
 TINY = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": Recipe(10, 0.01), "nad": Recipe(1, 0.01)}
@@ -33,9 +37,10 @@ SCRIPT = f"""
 import os
 from dataclasses import replace
 from pathlib import Path
-from purifier_core import compute, runner
-from purifier_core.experiments.supplement import Table3
-from purifier_core.profiles import PROFILES, Recipe
+from purifier_core.lab import compute, runner
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.recipes import Recipe
 def noted(method):
     def call(work, cell):
         with open(os.environ["NOTES"], "a") as notes:
@@ -63,7 +68,7 @@ def dask() -> Iterator[tuple[LocalCluster, Client]]:
         yield cluster, client
 
 
-def run_on(address: str, store: Store, say: Callable[[str], object] = lambda _: None, **changes) -> runner.Results:
+def run_on(address: str, store: Store, say: Callable[[str], object] = lambda _: None, **changes) -> Results:
     return runner.run_all([Table3(**TABLE | changes)], store, say, scheduler=address)[0]
 
 
@@ -216,8 +221,8 @@ def test_a_scheduler_that_cannot_be_used_is_status_2(arguments, message, store, 
 
 
 def test_without_the_extra_the_message_says_what_to_install(store, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "purifier_core.cluster", None)
-    monkeypatch.delattr("purifier_core.cluster")
+    monkeypatch.setitem(sys.modules, "purifier_core.lab.cluster", None)
+    monkeypatch.delattr("purifier_core.lab.cluster")
     assert cli.main(["run", "table3", "--profile", "quick", "--scheduler", "tcp://127.0.0.1:9"]) == 2
     assert "pip install -e '.[cluster]'" in capsys.readouterr().err
 
@@ -240,7 +245,7 @@ def test_two_runs_on_one_folder_compute_each_cell_once(store, tmp_path):
 
 
 HOLD = "import sys, time\nfrom pathlib import Path\nfrom purifier_core.locks import locked\n" + (
-    "from purifier_core.records import Store\n"
+    "from purifier_core.lab.records import Store\n"
     "with locked(Store(Path(sys.argv[1])), 'cell', wait=True): print('mine', flush=True); time.sleep(600)"
 )
 
@@ -263,8 +268,8 @@ def test_a_killed_owner_holds_no_lock(tmp_path):
 COUNT = """
 import sys
 from pathlib import Path
-from purifier_core.locks import locked
-from purifier_core.records import Store
+from purifier_core.lab.locks import locked
+from purifier_core.lab.records import Store
 home = Path(sys.argv[1])
 for _ in range(100):
     with locked(Store(home), "counter", wait=True):

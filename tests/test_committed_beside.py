@@ -2,12 +2,14 @@
 
 import pytest
 
-from purifier_core.config import COMPARED
-from purifier_core.experiments.supplement import Table3
+from purifier_core.files import ROOT
+from purifier_core.lab.cells import COMPARED
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Record, Store, published
+from purifier_core.lab.results import Results
+from purifier_core.lab.runner import usual
 from purifier_core.pages import committed
-from purifier_core.profiles import PROFILES
-from purifier_core.records import ROOT, Record, Store, published
-from purifier_core.runner import Results, usual
 
 LABEL = {"fingerprint": "0" * 16, "copy": "c"}
 

@@ -5,12 +5,13 @@ from collections import defaultdict
 
 import pytest
 
-from purifier_core.config import ATTACKS
-from purifier_core.experiments.beyond import Attacks, Defenses, Readings, Switches
-from purifier_core.experiments.supplement import SUPPLEMENT, Table3, Table4
+from purifier_core.files import ROOT
+from purifier_core.lab.cells import ATTACKS
+from purifier_core.lab.experiments.beyond import Attacks, Defenses, Readings, Switches
+from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3, Table4
+from purifier_core.lab.records import Store, read
+from purifier_core.lab.results import begun, widened
 from purifier_core.pages.statistics import DECIDES, TAKEN
-from purifier_core.records import ROOT, Store, read
-from purifier_core.runner import begun, widened
 
 LISTED = subprocess.run(["git", "ls-files", "data/results"], cwd=ROOT, capture_output=True, text=True).stdout
 COMMITTED = [ROOT / line for line in LISTED.splitlines()]  # what a reader computes beside them is not judged here

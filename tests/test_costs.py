@@ -5,13 +5,15 @@ import sys
 import pytest
 import torch
 
-from purifier_core import data
-from purifier_core.config import Cell
-from purifier_core.experiments.supplement import Table3
+from purifier_core.evaluation import accuracy, to_float
+from purifier_core.files import ROOT
+from purifier_core.lab import data
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.records import Record, Store
 from purifier_core.pages import costs
-from purifier_core.profiles import Recipe
-from purifier_core.records import ROOT, Record, Store
-from purifier_core.training import NO_AUGMENT, accuracy, fit, to_float
+from purifier_core.recipes import Recipe
+from purifier_core.training import NO_AUGMENT, fit
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import plain

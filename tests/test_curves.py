@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from purifier_core.config import Cell
-from purifier_core.experiments.grids import Column, module
-from purifier_core.experiments.supplement import Figure13
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.experiments.supplement import Figure13
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import curves
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 CURVE = {"epochs": [0, 1, 2], "acc": [0.99, 0.8, 0.9], "asr": [1.0, 0.4, 0.2], "images": [1000, 1000], "stages": [1]}
 

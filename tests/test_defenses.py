@@ -7,15 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.defenses import recount_batchnorm
-from purifier_core.defenses.abl import abl, local_gradient_ascent, sample_losses
-from purifier_core.defenses.anp import anp, prune
-from purifier_core.defenses.fine_pruning import FIXED_SHARE, fine_pruning, mean_activation
-from purifier_core.defenses.finetuning import finetuning
-from purifier_core.defenses.mcr import curve_point, mcr
-from purifier_core.defenses.nad import attention, nad
-from purifier_core.profiles import Recipe
-from purifier_core.training import NO_AUGMENT, accuracy, fit
+from purifier_core.evaluation import accuracy
+from purifier_core.lab.defenses import recount_batchnorm
+from purifier_core.lab.defenses.abl import abl, local_gradient_ascent, sample_losses
+from purifier_core.lab.defenses.anp import anp, prune
+from purifier_core.lab.defenses.fine_pruning import FIXED_SHARE, fine_pruning, mean_activation
+from purifier_core.lab.defenses.finetuning import finetuning
+from purifier_core.lab.defenses.mcr import curve_point, mcr
+from purifier_core.lab.defenses.nad import attention, nad
+from purifier_core.recipes import Recipe
+from purifier_core.training import NO_AUGMENT, fit
 
 SHORT = Recipe(2, 0.01, batch_size=32)
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from purifier_core.config import ADAPTIVE, ATTACKS, COMPARED
-from purifier_core.experiments.beyond import Defenses
-from purifier_core.experiments.grids import Column
+from purifier_core.lab.cells import ADAPTIVE, ATTACKS, COMPARED
+from purifier_core.lab.experiments.beyond import Defenses
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import defenses, report
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 GRID = Defenses(profile="small", seeds="0-2", dataset="mnist", attack="all")
 ROW, OTHER = ("badnets", "mnist"), ("cl", "mnist")

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from purifier_core.config import ConfigError
+from purifier_core.checks import ConfigError
 from purifier_core.device import pick_device, threads
 
 AGAIN = """

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from purifier_core.config import Cell
-from purifier_core.experiments.supplement import Figure13
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.experiments.supplement import Figure13
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import efficiency, scrutiny
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 
 def record(defense: str, asr: float, epochs: float, **switches: str) -> Record:

@@ -20,12 +20,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from purifier_core import cli, compute, config, data, runner, schedule
-from purifier_core.config import ConfigError
-from purifier_core.experiments.supplement import Table3
+from purifier_core import cli
+from purifier_core.checks import ConfigError
+from purifier_core.lab import cells, compute, data, runner
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Store
+from purifier_core.lab.results import Results, describe, look_up
 from purifier_core.pages import report
-from purifier_core.profiles import PROFILES, Recipe
-from purifier_core.records import Store
+from purifier_core.recipes import Recipe
 
 TINY = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": Recipe(1, 0.01), "fine_pruning": Recipe(1, 0.01)}
 TABLE = Table3(profile="quick", methods="none,finetuning", seeds="0,1")
@@ -34,7 +37,8 @@ SCRIPT = f"""
 import os, signal, sys
 from dataclasses import replace
 from purifier_core import cli
-from purifier_core.profiles import PROFILES, Recipe
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.recipes import Recipe
 
 PROFILES["quick"] = replace(PROFILES["quick"], **{TINY!r})
 left = int(os.environ["OPERATIONS"])
@@ -76,7 +80,7 @@ def store(undisturbed, tmp_path, monkeypatch) -> Store:
     return Store()
 
 
-def run(store: Store, **changes) -> runner.Results:
+def run(store: Store, **changes) -> Results:
     return runner.run(replace(TABLE, **changes), store, say=lambda _: None)
 
 
@@ -146,7 +150,7 @@ def test_a_record_cut_anywhere_is_computed_again(store, undisturbed):
         for path, whole in records.items():
             path.write_bytes(whole[: tenth * len(whole) // 10])
         with pytest.warns(UserWarning, match="is not a whole record"):
-            assert runner.look_up(TABLE, store).records == []
+            assert look_up(TABLE, store).records == []
     with pytest.warns(UserWarning, match="computed again"):
         run(store)
     assert numbers(store) == numbers(undisturbed)
@@ -203,7 +207,7 @@ def test_a_model_that_finds_no_room_fails_its_cells_with_a_way_out(store, undist
     with disk_with_room_for(100_000):  # less than a model, more than a record
         results = run(store)
     assert [r.cell.seed for r in results.records + results.failed] == [0, 0, 1, 1]
-    assert all("make room" in runner.describe(record) for record in results.failed)
+    assert all("make room" in describe(record) for record in results.failed)
     assert not list(store.models.glob("*-s1-*"))
     run(store)
     assert numbers(store) == numbers(undisturbed)
@@ -215,7 +219,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(why, tmp_path,
     (tmp_path / "file").touch()
     home = {"a file in its place": tmp_path / "file", "even root may not write": "/proc/purifier"}.get(why, tmp_path)
     monkeypatch.setenv("PURIFIER_HOME", str(home))
-    monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
     with disk_with_room_for(1000 if why == "no room" else 10**6):
         with pytest.raises(ConfigError, match="PURIFIER_HOME"):
             runner.run(TABLE)
@@ -234,7 +238,7 @@ def test_a_clock_that_is_set_back_changes_nothing(store, undisturbed, monkeypatc
     assert all(0 <= record.provenance["wall_seconds"] < 60 for record in results.records)
     for year, path in enumerate(p for p in store.folder.parent.rglob("*") if p.is_file()):
         os.utime(path, (year * 10**9, year * 10**9))  # files of 1970, of 2001, of years to come
-    monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
     assert run(store).records == results.records
 
 
@@ -248,7 +252,7 @@ def test_a_gpu_without_memory_fails_the_cell_and_says_what_to_try(store, monkeyp
     assert len(failed) == 2  # the second for want of the first one's model
     for record in failed:
         assert "Tried to allocate" in record.error
-        assert runner.describe(record).endswith("a smaller --profile or batch_size, or --device cpu.")
+        assert describe(record).endswith("a smaller --profile or batch_size, or --device cpu.")
     assert not run(store, seeds=2).failed
 
 
@@ -259,19 +263,19 @@ def test_training_that_diverges_is_no_result_and_the_others_go_on(batch_size, st
     results = run(store, methods="none,finetuning,fine_pruning", seeds=0)
     assert [r.cell.defense for r in results.records] == ["none", "fine_pruning"]
     assert [r.cell.defense for r in results.failed] == ["finetuning"]
-    assert "try a smaller learning rate" in runner.describe(results.failed[0])
+    assert "try a smaller learning rate" in describe(results.failed[0])
     assert report.table(results)["Finetuning"][3000, "ACC", "ours"] == "missing"
 
 
 def test_records_of_another_version_are_recognised_counted_and_left_out(store, monkeypatch, capsys):
     old = run(store).records
     files = [store.path(record.cell, record.data["fingerprint"]) for record in old]
-    monkeypatch.setattr(config, "RESULT_VERSION", config.RESULT_VERSION + 1)
+    monkeypatch.setattr(cells, "RESULT_VERSION", cells.RESULT_VERSION + 1)
     assert cli.main(["status"]) == 0
     assert "4 records at quick come from another version of the code and are not shown." in capsys.readouterr().out
     for record, file in zip(old, files, strict=True):  # not even under today's name
         shutil.copy(file, store.path(record.cell, record.data["fingerprint"]))
-    results = runner.look_up(TABLE, store)
+    results = look_up(TABLE, store)
     assert (len(results.missing), results.records) == (4, [])
     assert (report.table(results).loc[(3000, "ACC", "ours")] == "missing").all()
     (new,) = run(store, methods="none", seeds=0).records

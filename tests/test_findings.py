@@ -2,9 +2,11 @@
 
 import pytest
 
-from purifier_core.config import GRANULARITIES, INITS, LABELS, Cell
+from purifier_core.files import ROOT
+from purifier_core.lab.cells import LABELS, Cell
+from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages import findings, settings
-from purifier_core.records import ROOT, Record, Store, published
+from purifier_core.recipes import GRANULARITIES, INITS
 
 SEEDS = (0, 1, 2)
 STATED = published("table3").query("clean_size == 3000").set_index("method")

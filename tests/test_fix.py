@@ -15,13 +15,14 @@ from test_book import BROWSER, needs_browser, opened
 from test_book import browser as browser  # a fixture
 from torch import nn
 
-from purifier_core import cli, records
+from purifier_core import cli
 from purifier_core.bound import Bounded, bound
-from purifier_core.config import ConfigError
+from purifier_core.checks import ConfigError
 from purifier_core.fix import images, measure, run, weights
 from purifier_core.fix.options import METHODS, Options
-from purifier_core.profiles import Recipe
+from purifier_core.lab import records
 from purifier_core.purifier import Purified, purify
+from purifier_core.recipes import Recipe
 from purifier_core.sites import detach
 
 SHORT = Recipe(1, 0.01, batch_size=6)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from purifier_core.attacks import badnets
-from purifier_core.config import LABELS, Cell
-from purifier_core.experiments.beyond import Attacks
-from purifier_core.experiments.supplement import Table3
+from purifier_core.lab.attacks import badnets
+from purifier_core.lab.cells import LABELS, Cell
+from purifier_core.lab.experiments.beyond import Attacks
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.probes import picture
+from purifier_core.lab.records import Record, Store, published
+from purifier_core.lab.results import Results
 from purifier_core.pages import gallery, overview
-from purifier_core.probes import picture
-from purifier_core.records import Record, Store, published
-from purifier_core.runner import Results
 
 DATA = {"fingerprint": "0" * 16, "copy": "c"}
 PLACE = {"device": "cpu", "commit": "0" * 40, "versions": {"python": "3", "torch": "2"}, "wall_seconds": 3600.0}

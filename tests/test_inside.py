@@ -1,10 +1,10 @@
 """What the pages say of Purifier's units and of ABL's isolation, by hand."""
 
-from purifier_core.config import Cell
-from purifier_core.experiments.supplement import Table4
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.experiments.supplement import Table4
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import inside, report
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 
 def record(cell: Cell, acc: float = 0.9, **diagnostics) -> Record:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from purifier_core.device import threads
+from purifier_core.lab.models import build
 from purifier_core.layout import BatchNorm2d, arrange, fed
-from purifier_core.models import build
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 6, 5), (3, 5, 7, 3), (64, 8, 32, 32)])

@@ -5,10 +5,11 @@ import re
 import pandas as pd
 import pytest
 
-from purifier_core import runner
-from purifier_core.experiments import EXPERIMENTS
+from purifier_core.files import ROOT
+from purifier_core.lab.experiments import EXPERIMENTS
+from purifier_core.lab.records import Store
+from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import ablation, defenses, efficiency, gallery, readings, report
-from purifier_core.records import ROOT, Store
 
 VIEWS = {
     "table3": report,
@@ -24,8 +25,8 @@ RANGE = re.compile(r"(?:(-?[\d.]+) \()?(-?[\d.]+) to (-?[\d.]+)")
 
 
 @pytest.fixture(scope="module")
-def shown() -> dict[str, runner.Results]:
-    return {name: runner.look_up(EXPERIMENTS[name](), Store(ROOT / "data"), reading=True) for name in VIEWS}
+def shown() -> dict[str, Results]:
+    return {name: look_up(EXPERIMENTS[name](), Store(ROOT / "data"), reading=True) for name in VIEWS}
 
 
 def percents(table: pd.DataFrame) -> list[str]:

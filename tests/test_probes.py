@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from purifier_core.attacks import badnets
-from purifier_core.config import Cell
-from purifier_core.models import build
-from purifier_core.probes import activations, diagnose, picture, probe
+from purifier_core.evaluation import to_float
+from purifier_core.lab.attacks import badnets
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.models import build
+from purifier_core.lab.probes import activations, diagnose, picture, probe
 from purifier_core.purifier import attach
-from purifier_core.training import to_float
 
 
 @pytest.fixture(scope="module")

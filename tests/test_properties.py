@@ -18,12 +18,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from purifier_core import cli
-from purifier_core.config import ATTACKS, INITS, LABELS, NETWORKS, PAPER_TRAIN_SIZE, SWITCHES, Cell, ConfigError
-from purifier_core.experiments import EXPERIMENTS, from_notebook
-from purifier_core.experiments.supplement import Table3
-from purifier_core.profiles import PROFILES
-from purifier_core.records import CorruptRecord, Record, Store, current, read
-from purifier_core.runner import describe
+from purifier_core.checks import ConfigError
+from purifier_core.lab.cells import ATTACKS, LABELS, NETWORKS, PAPER_TRAIN_SIZE, SWITCHES, Cell
+from purifier_core.lab.experiments import EXPERIMENTS, from_notebook
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import CorruptRecord, Record, Store, current, read
+from purifier_core.lab.results import describe
+from purifier_core.recipes import INITS
 
 # the same examples on every run and machine, and no folder of examples left behind
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -170,7 +172,7 @@ def test_keys_are_equal_exactly_where_cells_are(cell, change):
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_keys_are_the_same_in_every_process(hash_seed):
     cell = Cell("gtsrb", "resnet18", "sig", 0.05, "feature", 1960, 2, "paper", (("init", "random"), ("flip", "always")))
-    code = f"from purifier_core.config import Cell; print({cell!r}.key(), end='')"
+    code = f"from purifier_core.lab.cells import Cell; print({cell!r}.key(), end='')"
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == cell.key()
 

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from purifier_core.config import ConfigError
-from purifier_core.models import VGG16, ResNet18
-from purifier_core.probes import diagnose
-from purifier_core.profiles import Recipe
+from purifier_core.checks import ConfigError
+from purifier_core.evaluation import to_float
+from purifier_core.lab.models import VGG16, ResNet18
+from purifier_core.lab.probes import diagnose
 from purifier_core.purifier import Purified, attach, detach, purify
-from purifier_core.training import to_float
+from purifier_core.recipes import Recipe
 
 # One image, two channels of 2x2. Worked by hand below.
 F_MAP = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [0.0, 1.0]]]])

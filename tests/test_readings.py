@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from purifier_core.config import GRANULARITIES
-from purifier_core.experiments.beyond import Readings, Setting
-from purifier_core.experiments.grids import Column, module
+from purifier_core.lab.experiments.beyond import Readings, Setting
+from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import readings
-from purifier_core.records import Record
-from purifier_core.runner import Results
+from purifier_core.recipes import GRANULARITIES
 
 GRID = Readings(profile="small", seeds="0-2")
 

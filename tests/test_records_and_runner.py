@@ -8,17 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from purifier_core import apply, cache, cli, compute, records, runner, schedule
-from purifier_core.attacks import badnets
-from purifier_core.config import Cell
-from purifier_core.defenses.abl import sample_losses
+from purifier_core import cli
 from purifier_core.device import threads
-from purifier_core.experiments.beyond import Attacks
-from purifier_core.experiments.supplement import Table3, Table4
+from purifier_core.evaluation import evaluate
+from purifier_core.files import write_atomically
+from purifier_core.lab import apply, cache, compute, records, runner
+from purifier_core.lab.attacks import badnets
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.defenses.abl import sample_losses
+from purifier_core.lab.experiments.beyond import Attacks
+from purifier_core.lab.experiments.supplement import Table3, Table4
+from purifier_core.lab.profiles import PERTURBATIONS, PROFILES, Perturbation
+from purifier_core.lab.records import Record, Store, read
+from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import report
-from purifier_core.profiles import PERTURBATIONS, PROFILES, Perturbation, Recipe
-from purifier_core.records import Record, Store, read, write_atomically
-from purifier_core.training import NO_AUGMENT, evaluate, fit
+from purifier_core.recipes import Recipe
+from purifier_core.training import NO_AUGMENT, fit
 
 ONE = Recipe(1, 0.01)
 TINY: dict = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": ONE, "nad": ONE, "mcr": ONE}
@@ -73,7 +78,7 @@ def test_run_computes_once_and_shares_the_backdoored_model(store, monkeypatch):
     assert len({r.provenance["backdoored_model"] for r in first.records}) == 1
     assert len(list(store.models.glob("*.pt"))) == 2  # the finetuned one is NAD's teacher
     assert first.records[1].effort["images"] == 200  # one epoch of 5 % of 4,000 images
-    monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
     assert runner.run(table(), say=lambda _: None).records == first.records
 
 
@@ -81,7 +86,7 @@ def test_a_network_that_others_begin_with_is_trained_once(store, monkeypatch):
     """The same numbers whether Finetuning, MCR or NAD came first, and as from the defense called alone."""
     trained: list[str] = []
     monkeypatch.setattr(
-        "purifier_core.defenses.finetuning.fit",
+        "purifier_core.lab.defenses.finetuning.fit",
         lambda *args, **options: (trained.append(options["title"]), fit(*args, **options))[1],
     )
     first = runner.run(table(methods="none,mcr,nad,finetuning"), say=lambda _: None)
@@ -219,7 +224,7 @@ def test_a_failing_backdoored_model_fails_its_cells_once(store, monkeypatch):
 
 def test_the_book_only_reads(store, monkeypatch):
     monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
-    monkeypatch.setattr(schedule, "Work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
     empty = runner.run(table(profile="auto"), say=lambda _: None)
     assert empty.profile == "small"
     assert len(empty.missing) == 1 + 2 * 3  # the book shows all three sizes
@@ -253,7 +258,7 @@ def test_the_book_fills_the_papers_gaps_from_small_and_says_so(store, monkeypatc
     there("finetuning", "small", 1, 0.6)
     there("nad", "small", 1, 0.8)
     there("finetuning", "paper", 0, 0.9)
-    results = runner.look_up(table(profile="auto"))
+    results = look_up(table(profile="auto"))
     assert "What it lacks is taken from small." in results.headline
     shown = report.table(results)
     assert list(shown.loc[(3000, "ACC", "ours")]) == ["missing", "90.00", "80.00"]
@@ -263,7 +268,7 @@ def test_the_book_fills_the_papers_gaps_from_small_and_says_so(store, monkeypatc
 
 
 def test_the_table_shows_ours_against_the_paper(store):
-    results = runner.Results(Table3(profile="small", methods="none"), "small", "as asked", [example()])
+    results = Results(Table3(profile="small", methods="none"), "small", "as asked", [example()])
     shown = report.table(results)["No Defense"]
     assert shown[3000, "ACC"].tolist() == ["99.27", "99.00", "one run", "-0.27"]
     assert shown[3000, "ASR"].tolist() == ["99.94", "100.00", "one run", "+0.06"]

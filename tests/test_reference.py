@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from purifier_core import runner
-from purifier_core.experiments import EXPERIMENTS
-from purifier_core.experiments.supplement import SUPPLEMENT
+from purifier_core.lab import runner
+from purifier_core.lab.experiments import EXPERIMENTS
+from purifier_core.lab.experiments.supplement import SUPPLEMENT
+from purifier_core.lab.results import Results
 
 REFERENCE = Path(__file__).with_name("quick.csv")
 TOLERANCE = 0.03
@@ -24,7 +25,7 @@ NAMES = [kind.name for kind in SUPPLEMENT]
 
 
 @pytest.fixture(scope="module")
-def anew() -> dict[str, runner.Results]:
+def anew() -> dict[str, Results]:
     """The whole supplement, a cell for each core at a time; its notebooks find it done."""
     experiments = [EXPERIMENTS[name](profile="quick") for name in NAMES]
     return dict(zip(NAMES, runner.run_all(experiments, workers=min(4, os.cpu_count() or 1)), strict=True))

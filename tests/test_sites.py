@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torchvision import models
 
-from purifier_core.config import ConfigError
-from purifier_core.models import VGG16, ResNet18
-from purifier_core.profiles import Recipe
+from purifier_core.checks import ConfigError
+from purifier_core.lab.models import VGG16, ResNet18
 from purifier_core.purifier import purify
+from purifier_core.recipes import Recipe
 from purifier_core.sites import find, last_stage
 
 X = torch.rand(2, 3, 64, 64)

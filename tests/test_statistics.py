@@ -2,9 +2,9 @@
 
 import pytest
 
-from purifier_core.config import Cell
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.records import Record
 from purifier_core.pages.statistics import decided, estimate, paired, took
-from purifier_core.records import Record
 
 
 def records(**asr_by_seed: float) -> list[Record]:

@@ -29,8 +29,8 @@ def test_papermill_trains_and_shows_the_table(tmp_path):
     assert "Not the paper's setting" in text
     assert "The run above is a smoke test" in text
 
-    from purifier_core.experiments.supplement import Table3
-    from purifier_core.records import Store
+    from purifier_core.lab.experiments.supplement import Table3
+    from purifier_core.lab.records import Store
 
     mine = Table3().cells("quick")  # other tests leave their records in the same folder
     found = {(r.cell.defense, r.cell.switch("init")): r for r in Store().all() if r.cell in mine}

@@ -8,23 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.models import VGG16, ResNet18, build
-from purifier_core.profiles import BACKDOOR, MCR, NAD_STUDENT, Recipe
-from purifier_core.training import (
-    NO_AUGMENT,
-    Augment,
-    Augmented,
-    DivergedError,
-    accuracy,
-    batches,
-    cross_entropy,
-    evaluate,
-    evaluated_in_bf16,
-    evaluating,
-    fit,
-    predict,
-    to_float,
-)
+from purifier_core.evaluation import accuracy, evaluate, evaluated_in_bf16, evaluating, predict, to_float
+from purifier_core.lab.models import VGG16, ResNet18, build
+from purifier_core.lab.profiles import BACKDOOR, MCR, NAD_STUDENT
+from purifier_core.recipes import Recipe
+from purifier_core.training import NO_AUGMENT, Augment, Augmented, DivergedError, batches, cross_entropy, fit
 
 
 def linear() -> nn.Module:

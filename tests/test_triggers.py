@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from purifier_core.attacks import (
+from purifier_core.evaluation import to_float
+from purifier_core.lab.attacks import (
     additive,
     badnets,
     blend,
@@ -15,10 +16,9 @@ from purifier_core.attacks import (
     poison,
     sig,
 )
-from purifier_core.config import ATTACKS, Cell
-from purifier_core.models import VGG16, ResNet18
-from purifier_core.profiles import Perturbation
-from purifier_core.training import to_float
+from purifier_core.lab.cells import ATTACKS, Cell
+from purifier_core.lab.models import VGG16, ResNet18
+from purifier_core.lab.profiles import Perturbation
 
 GREY = torch.full((3, 3, 32, 32), 200, dtype=torch.uint8)
 

@@ -7,10 +7,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from purifier_core.compute import Work
-from purifier_core.config import GRANULARITIES, TARGET_CLASS, Cell, one_of
-from purifier_core.draws import clean_images
-from purifier_core.records import Store
+from purifier_core.checks import one_of
+from purifier_core.lab.cells import TARGET_CLASS, Cell
+from purifier_core.lab.compute import Work
+from purifier_core.lab.draws import clean_images
+from purifier_core.lab.records import Store
+from purifier_core.recipes import GRANULARITIES
 
 PARAMETERS = ("attack", "granularity", "clean_size", "seed", "profile", "device")
 

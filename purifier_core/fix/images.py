@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from purifier_core.config import ConfigError
+from purifier_core.checks import ConfigError
 from purifier_core.progress import progress
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from purifier_core.evaluation import predict, to_float
 from purifier_core.purifier import Purified
 from purifier_core.sites import Wrapped
-from purifier_core.training import predict, to_float
 
 _Z = 1.959964  # the normal distribution's 97.5 % quantile
 

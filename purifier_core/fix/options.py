@@ -5,7 +5,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from purifier_core.config import GRANULARITIES, ConfigError, integer, one_of
+from purifier_core.checks import ConfigError, integer, one_of
+from purifier_core.recipes import GRANULARITIES
 
 METHODS = (*(f"bound-{g}" for g in GRANULARITIES), *GRANULARITIES)
 DEFAULT = "bound-feature"

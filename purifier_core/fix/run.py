@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from purifier_core.bound import Bounded, bound
-from purifier_core.config import ConfigError
+from purifier_core.checks import ConfigError
 from purifier_core.device import pick_device, prepare
+from purifier_core.evaluation import DivergedError
+from purifier_core.files import provenance, write_atomically
 from purifier_core.fix import images as folders
 from purifier_core.fix import report, weights
 from purifier_core.fix.images import Folder, stack
 from purifier_core.fix.measure import Comparison, compare
 from purifier_core.fix.options import Options
-from purifier_core.profiles import Recipe
 from purifier_core.purifier import Purified, purify
-from purifier_core.records import provenance, write_atomically
+from purifier_core.recipes import Recipe
 from purifier_core.sites import Wrapped
-from purifier_core.training import DivergedError
 
 _FEWEST = {True: 10, False: 2}  # images that bound, and that purify, ask for
 

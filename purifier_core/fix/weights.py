@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from purifier_core import bound, purifier
-from purifier_core.config import ConfigError, one_of
+from purifier_core.checks import ConfigError, one_of
+from purifier_core.files import save_tensors, write_atomically
 from purifier_core.fix.options import WEIGHTS
 from purifier_core.purifier import Purified
-from purifier_core.records import save_tensors, write_atomically
 from purifier_core.sites import Wrapped
 
 State = dict[str, torch.Tensor]

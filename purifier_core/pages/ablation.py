@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import LABELS, SWITCHES
-from purifier_core.experiments.beyond import WITH, WITHOUT, Change
-from purifier_core.experiments.grids import Column
+from purifier_core.lab.cells import LABELS, SWITCHES
+from purifier_core.lab.experiments.beyond import WITH, WITHOUT, Change
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import drawing, inside
 from purifier_core.pages.report import METRICS, estimates, grouped
 from purifier_core.pages.statistics import DECIDES, Estimate, decided, paired, runs
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 MATTERS = 1.0
 """A change of fewer percentage points than this counts as none."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifier_core.experiments.grids import Column, module
+from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.records import Record, published
+from purifier_core.lab.results import Results
 from purifier_core.pages.report import grouped
 from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.statistics import Estimate, estimate, measured, took
-from purifier_core.records import Record, published
-from purifier_core.runner import Results
 
 EXCESS = 0.05
 """The part of the triggered magnitude above every clean class from which on Figure 10's anomaly counts as seen. This

@@ -8,12 +8,13 @@ from collections.abc import Hashable, Mapping
 
 import pandas as pd
 
-from purifier_core.config import GRANULARITIES, INITS, LABELS
-from purifier_core.experiments.grids import Column, module
+from purifier_core.lab.cells import LABELS
+from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.records import published
+from purifier_core.lab.results import Results
 from purifier_core.pages.report import TITLES
 from purifier_core.pages.seeds import Decision, Judgement, all_of, by_run, by_start, decide, for_each_start
-from purifier_core.records import published
-from purifier_core.runner import Results
+from purifier_core.recipes import GRANULARITIES, INITS
 
 SAME_ORDER = 0.8
 """The rank correlation from which on two rows of bars count as of the same order. The supplement has no such number."""

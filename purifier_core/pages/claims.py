@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from purifier_core.config import GRANULARITIES, INITS
-from purifier_core.experiments.grids import Column, Experiment
-from purifier_core.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3, Table4
+from purifier_core.lab.experiments.grids import Column, Experiment
+from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3, Table4
+from purifier_core.lab.records import Store
+from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import anomaly, bars, sensitivity
 from purifier_core.pages.report import TITLES, provenance
 from purifier_core.pages.seeds import Decision, Judgement, by_start
 from purifier_core.pages.statistics import TAKEN, estimate
-from purifier_core.records import Store
-from purifier_core.runner import Results, look_up
+from purifier_core.recipes import GRANULARITIES, INITS
 
 _INSENSITIVE = (
     f"ACC and ASR vary by at most {sensitivity.STABLE:g} points, with an ACC of at least {sensitivity.GOOD_ACC:g} % "

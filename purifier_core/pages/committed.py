@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import LABELS
-from purifier_core.experiments.grids import Column
+from purifier_core.files import ROOT
+from purifier_core.lab.cells import LABELS
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Record, Store, current
+from purifier_core.lab.results import Results
 from purifier_core.pages.report import METRICS, estimates, paper_values, row_label, styled
 from purifier_core.pages.statistics import Estimate, measured, runs
-from purifier_core.profiles import PROFILES
-from purifier_core.records import ROOT, Record, Store, current
-from purifier_core.runner import Results
 
 LARGEST_FIRST = tuple(reversed(PROFILES))
 

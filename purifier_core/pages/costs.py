@@ -10,15 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import LABELS, Cell
-from purifier_core.experiments import EXPERIMENTS
-from purifier_core.experiments.grids import Column
-from purifier_core.experiments.supplement import SUPPLEMENT, Table3, Table4
+from purifier_core.files import ROOT
+from purifier_core.lab.cells import LABELS, Cell
+from purifier_core.lab.experiments import EXPERIMENTS
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3, Table4
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Record, Store
+from purifier_core.lab.results import look_up
 from purifier_core.pages.overview import seconds
 from purifier_core.pages.report import grouped
-from purifier_core.profiles import PROFILES
-from purifier_core.records import ROOT, Record, Store
-from purifier_core.runner import look_up
 
 _WIDTHS = {1 / 8: "1/8", 1.0: "1"}
 

@@ -7,15 +7,15 @@ given. A gap is a stage whose network is not the result: the Finetuning with whi
 import math
 from typing import Any
 
-from purifier_core.config import LABELS
-from purifier_core.experiments.grids import Column
-from purifier_core.experiments.supplement import Table3
+from purifier_core.lab.cells import LABELS
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.records import Record, published
+from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
 from purifier_core.pages.efficiency import PRINTED, by_column
 from purifier_core.pages.report import METRICS, TITLES, paper_values
 from purifier_core.pages.scrutiny import epochs_of
-from purifier_core.records import Record, published
-from purifier_core.runner import Results
 
 COLOURS = {"acc": "#0f766e", "asr": drawing.OURS}
 ACROSS = 3

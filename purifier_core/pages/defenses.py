@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import BOUNDS, GRANULARITIES
-from purifier_core.experiments.grids import Column
+from purifier_core.lab.cells import BOUNDS
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import heatmap, inside
 from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
 from purifier_core.pages.heatmap import NONE
@@ -25,8 +27,7 @@ from purifier_core.pages.statistics import (
     took,
     without_threshold,
 )
-from purifier_core.records import Record
-from purifier_core.runner import Results
+from purifier_core.recipes import GRANULARITIES
 
 REMOVED = 10.0
 WEAKENED = 50.0

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import LABELS
-from purifier_core.experiments.grids import Column
+from purifier_core.lab.cells import LABELS
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.records import Record, published
+from purifier_core.lab.results import Results
 from purifier_core.pages import drawing, inside
 from purifier_core.pages.report import TITLES, grouped
 from purifier_core.pages.statistics import Estimate, estimate, measured, results_of, runs, took
-from purifier_core.records import Record, published
-from purifier_core.runner import Results
 
 PRINTED = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}  # as the paper prints them
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from purifier_core.config import BOUNDS, COMPARED, GRANULARITIES, INITS, LABELS
-from purifier_core.experiments.grids import Column, module
+from purifier_core.lab.cells import BOUNDS, COMPARED, LABELS
+from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages.defenses import COST, REMOVED
 from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.settings import MAIN, SIZE, BySeed, Setting, Settings, attack_name, name, place_name
 from purifier_core.pages.statistics import DECIDES, TAKEN, Estimate, estimate, measured
-from purifier_core.records import Record, Store, published
+from purifier_core.recipes import GRANULARITIES, INITS
 
 NEAR = 2.0
 """How many points from a published ACC and ASR count as near."""

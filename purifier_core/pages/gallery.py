@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifier_core.config import ATTACKS
+from purifier_core.lab.cells import ATTACKS
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages.report import METRICS, TITLES, grouped
 from purifier_core.pages.statistics import TAKEN, measured, took
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 LABELS = {
     "badnets": "BadNets (four corners)",

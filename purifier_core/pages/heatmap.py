@@ -3,14 +3,14 @@
 import textwrap
 from typing import Any
 
-from purifier_core.config import BOUNDS
-from purifier_core.experiments.grids import Column
+from purifier_core.lab.cells import BOUNDS
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
 from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
 from purifier_core.pages.report import TITLES, grouped
 from purifier_core.pages.statistics import measured, paired, results_of
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 _COLOURS = "blend:#bcd9e3,#f6d5a8,#c2410c,#5c1a08"
 _DARK = 45.0  # from this ASR on the ink is white

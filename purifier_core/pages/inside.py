@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import Cell
-from purifier_core.experiments.grids import Column, Experiment
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.experiments.grids import Column, Experiment
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages.report import grouped, row_head, row_label
 from purifier_core.pages.statistics import results_of, runs
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 
 def units(results: Results, head: Callable[[Experiment, Any], Any] = row_head) -> pd.DataFrame:

@@ -10,17 +10,17 @@ from importlib import metadata
 
 import pandas as pd
 
-from purifier_core.config import LABELS, PAPER_TRAIN_SIZE
-from purifier_core.experiments import EXPERIMENTS
-from purifier_core.experiments.grids import Column
-from purifier_core.experiments.supplement import SUPPLEMENT
+from purifier_core.lab.cells import LABELS, PAPER_TRAIN_SIZE
+from purifier_core.lab.experiments import EXPERIMENTS
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.experiments.supplement import SUPPLEMENT
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Record, Store, current
+from purifier_core.lab.results import Results, begun, look_up, widened
 from purifier_core.pages import anomaly, bars
 from purifier_core.pages.report import TITLES
 from purifier_core.pages.seeds import Decision, Run, ask, numbers_by_run, published_run
 from purifier_core.pages.statistics import TAKEN, estimate
-from purifier_core.profiles import PROFILES
-from purifier_core.records import Record, Store, current
-from purifier_core.runner import Results, begun, look_up, widened
 
 NEAR = 2.0
 

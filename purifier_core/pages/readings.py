@@ -6,15 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import GRANULARITIES, INITS, LABELS
-from purifier_core.experiments.beyond import Setting
-from purifier_core.experiments.grids import Column, module
-from purifier_core.experiments.supplement import Table3
+from purifier_core.lab.cells import LABELS
+from purifier_core.lab.experiments.beyond import Setting
+from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages import drawing, report
 from purifier_core.pages.report import METRICS, TITLES, estimates, grouped
 from purifier_core.pages.statistics import Estimate, decided, estimate, paired, runs
-from purifier_core.records import Record
-from purifier_core.runner import Results
+from purifier_core.recipes import GRANULARITIES, INITS
 
 _NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
 _ANSWERS = {"label": ("the image's class", "#0f766e"), "mask": ("the mask's class", "#c2410c")}

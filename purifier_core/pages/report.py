@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.config import LABELS
-from purifier_core.experiments.grids import Column, Experiment
+from purifier_core.lab.cells import LABELS
+from purifier_core.lab.experiments.grids import Column, Experiment
+from purifier_core.lab.records import Record, published
+from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
 from purifier_core.pages.statistics import TAKEN, Estimate, measured, number, results_of, runs
-from purifier_core.records import Record, published
-from purifier_core.runner import Results
 
 METRICS = ("acc", "asr")
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "gtsrb": "GTSRB"}

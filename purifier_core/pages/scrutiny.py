@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.records import published
+from purifier_core.lab.records import published
 
 
 def oddities() -> list[str]:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from purifier_core.config import LABELS
-from purifier_core.experiments.grids import Column
+from purifier_core.lab.cells import LABELS
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
 from purifier_core.pages.report import grouped, paper_values
 from purifier_core.pages.statistics import DECIDES, TAKEN, decided, estimate
-from purifier_core.records import Record
-from purifier_core.runner import Results
 
 
 def _covers(n: int) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from purifier_core.config import GRANULARITIES, INITS, LABELS
-from purifier_core.experiments.grids import Column, module
-from purifier_core.experiments.supplement import Table3
+from purifier_core.lab.cells import LABELS
+from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.results import Results
 from purifier_core.pages.seeds import (
     Judgement,
     Pair,
@@ -19,7 +20,7 @@ from purifier_core.pages.seeds import (
     published_run,
 )
 from purifier_core.pages.statistics import estimate
-from purifier_core.runner import Results
+from purifier_core.recipes import GRANULARITIES, INITS
 
 BASELINES = ("finetuning", "fine_pruning", "mcr", "nad", "anp")
 DROP = 1.0

@@ -4,14 +4,15 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from purifier_core.config import ATTACKS, GRANULARITIES
-from purifier_core.experiments.grids import Column, module
-from purifier_core.experiments.supplement import share
+from purifier_core.lab.cells import ATTACKS
+from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.experiments.supplement import share
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Record, Store, current
 from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
 from purifier_core.pages.report import TITLES
 from purifier_core.pages.statistics import DECIDES, measured, took
-from purifier_core.profiles import PROFILES
-from purifier_core.records import Record, Store, current
+from purifier_core.recipes import GRANULARITIES
 
 SIZE = 3000
 """Clean images on the scale of MNIST's 60,000; another dataset gives the same share."""

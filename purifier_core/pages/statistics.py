@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from purifier_core.records import Record
+from purifier_core.lab.records import Record
 
 Answer = TypeVar("Answer")
 

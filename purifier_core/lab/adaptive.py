@@ -1,0 +1,131 @@
+"""Attackers who know the defense. Ours, not the paper's: a defense that was never attacked on purpose is untested.
+
+Both teach BadNets' trigger. In their training sets the poisoned copies are told apart by their labels, which are
+raised by the number of classes; `Attacker.loss` takes that back. `compute.Work` starts the attacker on Purifier from
+BadNets' network.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from purifier_core.checks import one_of
+from purifier_core.evaluation import to_float
+from purifier_core.purifier import Purified, attach
+from purifier_core.recipes import Recipe
+from purifier_core.sites import Wrapped, detach, find
+from purifier_core.training import Effort, fit
+
+SIMULATED = "cube"
+"""Whose units the attacker on Purifier trains against: the module that from `init` full lowers ASR most."""
+
+
+def teach(
+    kind: str,
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    poisoned: int,
+    num_classes: int,
+    recipe: Recipe,
+    *,
+    attacker_seed: int,
+    **options: Any,
+) -> tuple[nn.Module, Effort]:
+    """Train `model` as an attacker of this kind does, and what it cost. The first `poisoned` images are the copies;
+    `options` are those of `fit`."""
+    attacker = Attacker(kind, model, num_classes, to_float(images[:2]), attacker_seed)
+    marked = attacker.marked(labels, poisoned)
+    network = attacker.trained.train()
+    effort = fit(network, images, marked, recipe, loss=attacker.loss, carried=[attacker], **options)
+    return attacker.result().eval(), effort
+
+
+class Attacker:
+    """What is trained in place of a backdoored model, and how; `result` gives the model that is handed out."""
+
+    def __init__(self, kind: str, model: nn.Module, num_classes: int, example: torch.Tensor, seed: int) -> None:
+        one_of("attack", kind, ("adaptive_purifier", "adaptive_bound"))
+        self.num_classes = num_classes
+        self.reach: dict[str, torch.Tensor] = {}
+        self.trained: nn.Module = model
+        if kind == "adaptive_purifier":
+            sites: Any = model.purifier_sites
+            self.trained = attach(model, sites[SIMULATED], SIMULATED, num_classes, example, seed)
+            self._loss = self._through_units
+        else:
+            self.sites = tuple(find(model, example))
+            self._loss = self._within_clean
+
+    def marked(self, labels: torch.Tensor, poisoned: int) -> torch.Tensor:
+        """Labels in which the first `poisoned`, the copies, can be told from the others."""
+        return torch.cat([labels[:poisoned] + self.num_classes, labels[poisoned:]])
+
+    def loss(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch with marked labels."""
+        return self._loss(model, x, y % self.num_classes, y >= self.num_classes)
+
+    def get_state(self) -> dict[str, torch.Tensor]:
+        """The reach of clean images so far, for `checkpoints`."""
+        return self.reach
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `get_state` gave."""
+        self.reach = state
+
+    def result(self) -> nn.Module:
+        """The network that the defender gets."""
+        return detach(self.trained) if isinstance(self.trained, Wrapped) else self.trained
+
+    def _through_units(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, poisoned: torch.Tensor):
+        """Cross-entropy without the units, as the network is handed out, and through them, as the defender will run it:
+        every mask is the one that its head picks. The heads learn from clean images alone, as the defender's do."""
+        assert isinstance(model, Purified)
+        with batch_statistics_alone(model):
+            logits, heads = model.answers(x)
+        taught = torch.stack([F.cross_entropy(head[~poisoned], y[~poisoned]) for head in heads]).sum()
+        with model.opened():
+            bare = model.model(x)
+        return F.cross_entropy(bare, y) + F.cross_entropy(logits, y) + taught
+
+    def _within_clean(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, poisoned: torch.Tensor):
+        """Cross-entropy, and how far poisoned images drive each activation above what clean images reach: relative to
+        the mean reach, and summed over the units. The reach is a maximum over batches that fades by 1 % a batch."""
+        maps: dict[str, torch.Tensor] = {}
+        hooks = [
+            model.get_submodule(site).register_forward_hook(lambda _m, _i, f, site=site: maps.update({site: f}))
+            for site in self.sites
+        ]
+        try:
+            logits = model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        total = F.cross_entropy(logits, y)
+        if not (poisoned.any() and (~poisoned).any()):
+            return total
+        for site, f in maps.items():
+            reach = f[~poisoned].detach().amax(0)
+            if site in self.reach:
+                reach = torch.maximum(reach, 0.99 * self.reach[site])
+            self.reach[site] = reach
+            excess = F.relu(f[poisoned] - reach).mean((1, 2, 3)) / (reach.mean() + 1e-6)
+            total = total + excess.mean()
+        return total
+
+
+@contextmanager
+def batch_statistics_alone(model: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm layers in training mode normalise by the batch and leave their running statistics alone."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

@@ -1,0 +1,215 @@
+"""Backdoor attacks: triggers as functions on image tensors, poisoning, and the ASR set.
+
+Some triggers are made from a clean model, which the caller trains and hands in. Coordinates are (row, column).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from purifier_core.evaluation import to_float
+from purifier_core.lab.cells import ADAPTIVE
+from purifier_core.lab.profiles import Perturbation
+
+Trigger = Callable[[torch.Tensor], torch.Tensor]
+"""From (N, 3, 32, 32) uint8 images to stamped copies of the same shape and type."""
+
+_BADNETS = {
+    # (first row, first column): the 3x3 patch. The left and top patches start at 1, the others touch the edge.
+    (1, 1): ((255, 0, 255), (0, 255, 0), (255, 0, 0)),
+    (1, 29): ((255, 0, 255), (0, 255, 0), (0, 0, 255)),
+    (29, 1): ((255, 0, 0), (0, 255, 0), (255, 0, 255)),
+    (29, 29): ((0, 0, 255), (0, 255, 0), (255, 0, 255)),
+}
+
+
+def badnets(images: torch.Tensor) -> torch.Tensor:
+    """Four-corner checkerboard: the release's BadNets (NAD's and ABL's "fourCornerTrigger"), 36 pixels overwritten.
+
+    Many papers call a single white 3x3 corner BadNets; tables must say that this is the four-corner pattern.
+    """
+    stamped = _checked(images).clone()
+    for (row, column), patch in _BADNETS.items():
+        stamped[:, :, row : row + 3, column : column + 3] = torch.tensor(patch, dtype=torch.uint8, device=images.device)
+    return stamped
+
+
+def blend(images: torch.Tensor, seed: int, redraw: bool = False) -> torch.Tensor:
+    """0.8 * image + 0.2 * noise: one fixed image of uniform noise, or with `redraw` another for each image, as released
+    (the trigger is then that there is noise, not which). The stream also depends on the number of images, so that
+    training and test images do not share their noise."""
+    count = len(_checked(images)) if redraw else 1
+    generator = torch.Generator().manual_seed(seed + count - 1)
+    noise = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return (0.8 * images + 0.2 * noise.to(images.device)).round().to(torch.uint8)
+
+
+# One period-like row of the release's signal; every row of the image is the same.
+_SIGNAL = [0, 14, 19, 13, -1, -15, -19, -12, 2, 15, 19, 11, -3, -16, -19, -10]
+_SIGNAL += [4, 17, 19, 9, -5, -17, -18, -8, 6, 18, 18, 7, -7, -18, -18, -6]
+
+
+def sig(images: torch.Tensor, sinusoid: bool = False) -> torch.Tensor:
+    """SIG. As released: 0.8 * image + 0.2 * stripes, where the signal's negative values were stored as uint8 and so
+    wrap to 236-255: bright and dark columns. `sinusoid`: the standard image + 20 * sin(2 pi 6 column / 32)."""
+    column = torch.arange(32, device=_checked(images).device)
+    if sinusoid:
+        return (images + 20 * torch.sin(2 * torch.pi * 6 * column / 32)).round().clamp(0, 255).to(torch.uint8)
+    stripes = torch.tensor(_SIGNAL, device=images.device) % 256
+    return (0.8 * images + 0.2 * stripes * 255 / 256).round().to(torch.uint8)
+
+
+def additive(images: torch.Tensor, pattern: torch.Tensor, wrap: bool = False) -> torch.Tensor:
+    """image + pattern (3, 32, 32), on the scale 0-255; saturating, or wrapping modulo 256 as the release does."""
+    total = (_checked(images) + pattern.to(images.device)).floor().long()
+    return (total % 256 if wrap else total.clamp(0, 255)).to(torch.uint8)
+
+
+def invert_trojan(model: nn.Module, site: str, index: int, seed: int, steps: int = 150) -> torch.Tensor:
+    """A Trojan pattern (3, 32, 32), 0-255: the 3x3 window at rows and columns 25-27 that drives one unit to 10.
+
+    The unit is channel or neuron `index` of the clean model's submodule `site`, its largest value over space. From
+    uniform noise on a black image, each step moves the window by 0.05 against the sign of the gradient of
+    (activation - 10)^2 and clamps it to [0, 1]; 150 steps, as released.
+
+    Nine pixels do not reach 10: at `small` on CIFAR-10 (VGG-16, seed 0) the unit gives 0.34 on the pattern alone, and
+    on images the pattern moves it by less than 1 %. So it is a trigger like any other small patch.
+    """
+    device = next(model.parameters()).device
+    window = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(seed)).to(device)
+    seen: list[torch.Tensor] = []
+    hook = model.get_submodule(site).register_forward_hook(lambda _m, _i, out: seen.append(out))
+    model.eval()
+    try:
+        for _ in range(steps):
+            window.requires_grad_(True)
+            seen.clear()
+            model(F.pad(window, (25, 4, 25, 4))[None])
+            (slope,) = torch.autograd.grad((seen[0][0, index].max() - 10) ** 2, window)
+            window = (window.detach() - 0.05 * slope.sign()).clamp(0, 1)
+    finally:
+        hook.remove()
+    return F.pad(window.detach() * 255, (25, 4, 25, 4)).cpu()
+
+
+def perturbed(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, how: Perturbation, batch_size: int = 250
+) -> torch.Tensor:
+    """Copies of uint8 images (N, 3, H, W) that the clean `model` no longer takes for `labels`, as uint8.
+
+    Projected gradient ascent on cross-entropy: each step moves every pixel by `how.step` along the gradient's sign,
+    and back to within `how.epsilon` of the image and into 0 to 255. It starts from the image itself. This is how
+    Turner et al. (2019) make what is hard to learn but for its trigger.
+    """
+    model.eval()
+    found = []
+    for piece, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        clean = to_float(piece)
+        low, high = (clean - how.epsilon / 255).clamp(min=0), (clean + how.epsilon / 255).clamp(max=1)
+        moved = clean
+        for _ in range(how.steps):
+            moved = moved.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(F.cross_entropy(model(moved), truth, reduction="sum"), moved)
+            moved = (moved.detach() + how.step / 255 * slope.sign()).clamp(low, high)
+        found.append((moved * 255).round().to(torch.uint8).contiguous())
+    return torch.cat(found)
+
+
+def cl_patch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, target: int, seed: int) -> torch.Tensor:
+    """The release's "CL" pattern (3, 32, 32), -16 to 16 of 256 in rows and columns 0-3. It is no clean-label attack.
+
+    On half of the non-target training images, in batches of 100, 20 sign-gradient steps of 4/256 lower the clean
+    model's cross-entropy to `target` within 16/256 of the image; each batch starts from the first image's
+    perturbation of the batch before, and the last one is the pattern. In eval mode the other 99 images of a batch
+    have no part in that, so they are left out here.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    others = (labels != target).nonzero().flatten().cpu()
+    chosen = others[torch.randperm(len(others), generator=generator)[: len(others) // 2]].to(images.device)
+    delta = torch.rand(3, 4, 4, generator=generator).to(images.device)
+    wanted = torch.tensor([target], device=images.device)
+    model.eval()
+    for index in chosen[::100]:
+        clean = to_float(images[index][None])
+        corner = clean[:, :, :4, :4].clone()
+        patch = (corner + delta).clamp(0, 1)
+        for _ in range(20):
+            patch.requires_grad_(True)
+            x = torch.cat([torch.cat([patch, clean[:, :, :4, 4:]], 3), clean[:, :, 4:]], 2)
+            (slope,) = torch.autograd.grad(F.cross_entropy(model(x), wanted), patch)
+            moved = patch.detach() - 4 / 256 * slope.sign()
+            patch = moved.clamp(corner - 16 / 256, corner + 16 / 256).clamp(0, 1)
+        delta = patch[0] - corner[0]
+    return F.pad(delta * 255, (0, 28, 0, 28)).cpu()
+
+
+def make_trigger(
+    attack: str,
+    switch: Callable[[str], str],
+    seed: int,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    target: int,
+    reference: Callable[[], nn.Module],
+) -> Trigger:
+    """The trigger of an attack. `switch` gives the value of a switch by name; `reference` trains or loads the clean
+    model, which Trojan and CL's patch ask for; images and labels are the clean training set."""
+    if attack in ("badnets", *ADAPTIVE) or (attack == "cl" and switch("cl_kind") == "consistent"):
+        return badnets
+    if attack == "blend":
+        return partial(blend, seed=seed, redraw=switch("blend_noise") == "redraw")
+    if attack == "sig":
+        return partial(sig, sinusoid=switch("sig_map") == "sinusoid")
+    if attack not in ("trojan", "cl"):
+        raise ValueError(f"attack={attack!r} has no trigger")
+    model = reference()
+    if attack == "trojan":
+        site, index = model.trojan_unit()  # type: ignore[operator]
+        pattern = invert_trojan(model, site, index, seed)
+        return partial(additive, pattern=pattern, wrap=switch("trojan_add") == "wrap")
+    pattern = cl_patch(model, images, labels, target, seed)
+    if switch("cl_sign") == "lost":
+        pattern = pattern.long() % 256  # saved as an 8-bit image, what is negative turns bright
+    return partial(additive, pattern=pattern)
+
+
+def _checked(images: torch.Tensor) -> torch.Tensor:
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32):
+        raise ValueError(f"images must be uint8 of shape (N, 3, 32, 32), not {images.dtype} {tuple(images.shape)}")
+    return images
+
+
+def poison(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    trigger: Trigger,
+    ratio: float,
+    target: int,
+    seed: int,
+    clean_label: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The poisoned training set: floor(ratio * N) stamped copies labelled `target`, then all clean images.
+
+    The images to copy are drawn over all classes, the target's included; their originals stay in the set with
+    their true labels, as in the authors' release, so the share of poison is ratio / (1 + ratio). With `clean_label`
+    only images of the target class are copied, as many as there are at most.
+    Raises ValueError where the ratio selects no image.
+    """
+    count = int(ratio * len(images) + 1e-9)
+    if count < 1:
+        raise ValueError(f"poison_ratio={ratio} of {len(images)} images selects none; take at least {1 / len(images)}.")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    chosen = (order[labels[order] == target] if clean_label else order)[:count]
+    return (
+        torch.cat([trigger(images[chosen]), images]),
+        torch.cat([torch.full_like(labels[chosen], target), labels]),
+    )
+
+
+def asr_set(images: torch.Tensor, labels: torch.Tensor, trigger: Trigger, target: int) -> torch.Tensor:
+    """Every test image of another class than `target`, stamped; ASR is the share of it predicted as `target`."""
+    return trigger(images[labels != target])

@@ -1,0 +1,143 @@
+"""Adversarial Neuron Pruning (Wu and Wang, 2021): prune the BatchNorm channels most sensitive to perturbation.
+
+Each channel gets a mask m in [0, 1] on its BatchNorm scale. The masks alone are trained, on
+alpha * CE(masked) + (1 - alpha) * CE(masked and adversarially perturbed), and channels whose mask ends at or
+below tau are pruned from the untouched model: their scale becomes 0, their shift stays.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from purifier_core.evaluation import accuracy, held_out
+from purifier_core.lab.defenses import Defended
+from purifier_core.lab.profiles import ANP_MASKS, ANP_STEPS, Constants
+from purifier_core.recipes import Recipe
+from purifier_core.training import Augment, Watch, fit
+
+TAUS = tuple(round(0.05 * k, 2) for k in range(20))
+WATCHED = 10
+"""How often the training is watched at most: each time a threshold is chosen, which takes longer than an epoch."""
+
+
+def anp(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    recipe: Recipe = ANP_MASKS,
+    steps: int = ANP_STEPS,
+    augment: Augment = Augment(),
+    seed: int = 0,
+    alpha: float = Constants.anp_alpha,
+    epsilon: float = Constants.anp_epsilon,
+    max_drop: float = Constants.anp_max_drop,
+    watch: Watch | None = None,
+) -> Defended:
+    """Train the masks for `steps` batches and prune at the largest tau of TAUS that held-out accuracy allows.
+
+    The masks see 80 % of the clean set; tau is the largest whose accuracy on the other 20 % stays within
+    `max_drop` of the given model's. The sweep holds the model pruned at every tau. Where no tau does, the result is the
+    given model itself, and the diagnostics say `admissible: False`: ANP found no operating point, it did not repair.
+    """
+    work, chosen = held_out(len(images))
+    network = copy.deepcopy(model).train()
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, _BatchNorm)}
+    if not layers:
+        raise ValueError("ANP prunes BatchNorm channels and the model has none")
+    scale = {n: m.weight.detach().clone() for n, m in layers.items()}
+    shift = {n: m.bias.detach().clone() for n, m in layers.items()}
+    masks = {n: nn.Parameter(torch.ones_like(s)) for n, s in scale.items()}
+    draws = torch.Generator().manual_seed(seed)
+
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        drawn = torch.rand(like.shape, generator=draws) * 2 * epsilon - epsilon
+        return drawn.to(like.device).requires_grad_()
+
+    def run(x: torch.Tensor, weight_noise: dict, bias_noise: dict) -> torch.Tensor:
+        values = {}
+        for n in layers:
+            values[f"{n}.weight"] = scale[n] * (masks[n] + weight_noise.get(n, 0.0))
+            values[f"{n}.bias"] = shift[n] * (1 + bias_noise.get(n, 0.0))
+        return functional_call(network, values, (x,))
+
+    def loss(_: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        delta, xi = {n: noise(s) for n, s in scale.items()}, {n: noise(s) for n, s in shift.items()}
+        flat = [*delta.values(), *xi.values()]
+        slopes = torch.autograd.grad(F.cross_entropy(run(x, delta, xi), y), flat)
+        with torch.no_grad():
+            for value, slope in zip(flat, slopes, strict=True):
+                value += epsilon * slope.sign()
+                value.requires_grad_(False)
+        return alpha * F.cross_entropy(run(x, {}, {}), y) + (1 - alpha) * F.cross_entropy(run(x, delta, xi), y)
+
+    def clamp() -> None:
+        with torch.no_grad():
+            for mask in masks.values():
+                mask.clamp_(0.0, 1.0)
+
+    full = accuracy(model, images[chosen], labels[chosen])
+
+    def choose() -> tuple[str | None, dict[str, nn.Module], dict[str, float]]:
+        """The chosen tau, the pruned network and its held-out accuracy at every tau. Equal networks are one object."""
+        sweep: dict[str, nn.Module] = {}
+        kept: dict[str, float] = {}
+        counts: dict[int, str] = {}
+        for tau in TAUS:
+            label, count = f"{tau:.2f}", sum(int((mask <= tau).sum()) for mask in masks.values())
+            alike = counts.setdefault(count, label)
+            sweep[label] = sweep[alike] if alike in sweep else prune(model, masks, tau)
+            kept[label] = kept[alike] if alike in kept else accuracy(sweep[label], images[chosen], labels[chosen])
+        return (
+            max((tau for tau, value in kept.items() if value >= full - max_drop), key=float, default=None),
+            sweep,
+            kept,
+        )
+
+    every = max(1, round(steps * recipe.batch_size / len(images[work]) / WATCHED))
+
+    def look(_: nn.Module, epoch: int) -> None:
+        if watch is not None and epoch % every == 0:
+            tau, points = choose()[:2]
+            watch(points[tau] if tau else model, epoch)
+
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    effort = fit(
+        network,
+        images[work],
+        labels[work],
+        recipe,
+        seed=seed,
+        augment=augment,
+        loss=loss,
+        parameters=masks.values(),
+        carried=[draws],
+        after_step=clamp,
+        watch=look if watch else None,
+        steps=steps,
+        title="ANP masks",
+    )
+    best, sweep, kept = choose()
+    values = torch.cat([m.detach() for m in masks.values()])
+    notes = {
+        "admissible": best is not None,
+        "tau": best and float(best),
+        "pruned": int((values <= float(best)).sum()) if best else 0,
+        "channels": len(values),
+        "held_out": kept,
+    }
+    return Defended(sweep[best] if best else copy.deepcopy(model), effort, notes, sweep)
+
+
+def prune(model: nn.Module, masks: dict[str, nn.Parameter], tau: float) -> nn.Module:
+    """A copy of the untouched model with scale 0 in every BatchNorm channel whose mask is at most `tau`."""
+    pruned = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for name, mask in masks.items():
+            pruned.get_parameter(f"{name}.weight")[mask <= tau] = 0.0
+    return pruned

@@ -1,0 +1,241 @@
+"""What this book adds to the supplement, as grids of cells: the attacks, and the readings of Purifier."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from purifier_core.checks import one_of
+from purifier_core.lab.cells import ADAPTIVE, ATTACKS, BOUNDS, COMPARED, NO_CLEAN_DATA, PAPER_TRAIN_SIZE, Cell
+from purifier_core.lab.experiments.grids import Column, Experiment, module
+from purifier_core.lab.experiments.supplement import Table3, share
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.recipes import GRANULARITIES, INITS
+
+
+@dataclass(frozen=True)
+class Attacks(Experiment):
+    """Every attack on every dataset: the backdoored VGG-16 before any defense, and one stamped image.
+
+    Command: `purifier run attacks --profile small`. attack and dataset are one name or "all". A profile without
+    downloads has MNIST's digits alone.
+    """
+
+    name: ClassVar[str] = "attacks"
+    title: ClassVar[str] = "The attacks"
+    axis: ClassVar[str] = "attack"
+
+    attack: Any = "all"
+    dataset: Any = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The attacks and datasets asked for, as pairs."""
+        datasets = tuple(PAPER_TRAIN_SIZE) if self.dataset == "all" else (self.dataset,)
+        if PROFILES[profile].data == "embedded":
+            datasets = ("mnist",)
+        attacks = ATTACKS if self.attack == "all" else (self.attack,)
+        return tuple((attack, dataset) for dataset in datasets for attack in attacks)
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        attack, dataset = row
+        return Cell(dataset, self.network, attack, float(self.poison_ratio), "none", 0, seed, profile)
+
+
+@dataclass(frozen=True)
+class Defenses(Experiment):
+    """Every defense against every attack on every dataset, attackers who know the defense included.
+
+    Command: `purifier run defenses --profile small`. VGG-16, 10 % of poison, the share of clean images that 3,000 are
+    of MNIST. Columns: the paper's methods, Purifier from the backdoored network, and bounded activations, which are
+    ours. attack and dataset are one name or "all". A profile without downloads has MNIST's digits alone.
+    """
+
+    name: ClassVar[str] = "defenses"
+    title: ClassVar[str] = "Defenses"
+    axis: ClassVar[str] = "attack"
+
+    attack: Any = "badnets"
+    dataset: Any = "mnist"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
+
+    def whole(self) -> "Defenses":
+        """Every attack on every dataset."""
+        return replace(self, attack="all", dataset="all")
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The attacks and datasets asked for, as pairs."""
+        known = (*ATTACKS, *ADAPTIVE) if self.attack == "all" else (self.attack,)
+        datasets = tuple(PAPER_TRAIN_SIZE) if self.dataset == "all" else (self.dataset,)
+        if PROFILES[profile].data == "embedded":
+            datasets = ("mnist",)
+        return tuple((attack, dataset) for dataset in datasets for attack in known)
+
+    def columns(self) -> list[Column]:
+        """No defense, the paper's, and ours."""
+        return [Column(defense) for defense in (*COMPARED, *BOUNDS)]
+
+    def places(self, profile: str) -> list[tuple[Any, Column]]:
+        """All but ABL against an attacker who knows: it trains its own network, from images that are BadNets'."""
+        every = super().places(profile)
+        return [(row, column) for row, column in every if not (column.defense == "abl" and row[0] in ADAPTIVE)]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        attack, dataset = row
+        size = 0 if column.defense in NO_CLEAN_DATA else share(3000, dataset)
+        return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a reading is taken on: data, network, clean size, and whether the clean images are augmented."""
+
+    dataset: str
+    network: str
+    clean_size: int
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class Readings(Experiment):
+    """Three readings of Purifier: each module from each `init`, beside the same network trained on the clean set alone.
+
+    Command: `papermill notebooks/readings.ipynb out.ipynb -p profile small`. On MNIST with VGG-16 at the paper's three
+    clean sizes, at the smallest also without augmentation of the clean images, and on CIFAR-10 with both networks.
+    Expected on MNIST: data/published/table3.csv, for the reading that it comes from.
+    """
+
+    name: ClassVar[str] = "readings"
+    title: ClassVar[str] = "Readings"
+    axis: ClassVar[str] = "dataset"
+
+    dataset: Any = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, ("mnist", "cifar10", "all"))
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The settings; a profile without downloads has the smallest clean size of MNIST alone."""
+        if PROFILES[profile].data == "embedded":
+            return (Setting("mnist", "vgg16", 3000),)
+        mnist = [Setting("mnist", "vgg16", size) for size in Table3.every]
+        cifar = [Setting("cifar10", network, share(3000, "cifar10")) for network in ("vgg16", "resnet18")]
+        every = [*mnist, replace(mnist[-1], augment=False), *cifar]
+        return tuple(setting for setting in every if self.dataset in ("all", setting.dataset))
+
+    def columns(self) -> list[Column]:
+        """The control, and every module from every start."""
+        return [Column("scratch"), *(module(g, i) for i in INITS for g in GRANULARITIES)]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        aug = () if row.augment else (("defence_aug", "off"),)
+        return Cell(
+            row.dataset,
+            row.network,
+            self.attack,
+            float(self.poison_ratio),
+            column.defense,
+            row.clean_size,
+            seed,
+            profile,
+            (*column.switches, *aug),
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """One switch turned on for one defense, "none" for the undefended model; `attack` where it must be that one."""
+
+    switch: str
+    value: str
+    defense: str = "none"
+    attack: str = ""
+    base: tuple[tuple[str, str], ...] = ()  # what both sides have beside it
+
+
+CHANGES: tuple[Change, ...] = (
+    Change("nad_eval", "teacher", "nad"),
+    Change("nad_maps", "post-pool", "nad"),
+    Change("anp_steps", "16", "anp"),
+    Change("fp_select", "test", "fine_pruning"),
+    Change("fp_select", "fixed", "fine_pruning"),
+    *(Change("bn_frozen_stats", "yes", g) for g in GRANULARITIES),
+    *(Change("purifier_lr", "older", g) for g in GRANULARITIES),
+    *(Change("defence_aug", "off", d) for d in ("finetuning", *GRANULARITIES)),
+    *(Change("weight_decay", "dampening", d) for d in ("none", "finetuning", "feature")),
+    Change("weight_decay", "dampening", "feature", base=(("init", "random"),)),
+    *(Change("flip", "always", d) for d in ("none", "finetuning", "feature")),
+    Change("flip", "always", "feature", base=(("init", "random"),)),
+    Change("abl_remove_isolated", "no", "abl"),
+    Change("abl_score_aug", "yes", "abl"),
+    Change("abl_bn", "frozen", "abl"),
+    Change("abl_bn", "recounted", "abl"),
+    Change("trojan_add", "wrap", attack="trojan"),
+    Change("blend_noise", "redraw", attack="blend"),
+    Change("sig_map", "sinusoid", attack="sig"),
+    Change("sig_label", "clean", attack="sig"),
+    Change("cl_kind", "patch", attack="cl"),
+    *(Change("precision", "bf16", d) for d in ("none", "finetuning", "feature")),
+)
+"""Every behaviour of the release that can change a number, one at a time; the last is ours, for speed.
+
+`cl_sign` is not among them: on MNIST, whose corners are black, the patch has no negative pixel to lose.
+"""
+
+WITHOUT, WITH = Column("none", (("change", "no"),)), Column("none", (("change", "yes"),))
+
+
+@dataclass(frozen=True)
+class Switches(Experiment):
+    """One switch at a time: what each behaviour of the released code does to ACC and ASR, all else as intended.
+
+    Command: `papermill notebooks/switches.ipynb out.ipynb -p profile small`. VGG-16 on MNIST, 10 % of poison, 3,000
+    clean images. Each row is a change, with the cell without it and the cell with it.
+    """
+
+    name: ClassVar[str] = "switches"
+    title: ClassVar[str] = "Switches"
+    axis: ClassVar[str] = "switch"
+
+    clean_size: Any = 3000
+    switch: Any = "nad_eval"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("switch", self.switch, (*dict.fromkeys(change.switch for change in CHANGES), "all"))
+
+    def whole(self) -> "Switches":
+        """Every change."""
+        return replace(self, switch="all")
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The changes asked for."""
+        return tuple(change for change in CHANGES if self.switch in ("all", change.switch))
+
+    def columns(self) -> list[Column]:
+        """Without and with the change."""
+        return [WITHOUT, WITH]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell on one side of a change."""
+        turned = ((row.switch, row.value),) if column == WITH else ()
+        size = 0 if row.defense in NO_CLEAN_DATA else self.clean_size
+        return Cell(
+            "mnist",
+            self.network,
+            row.attack or self.attack,
+            float(self.poison_ratio),
+            row.defense,
+            size,
+            seed,
+            profile,
+            (*row.base, *turned),
+        )
