@@ -14,6 +14,7 @@ Tightening", which find bounds for channels in other ways.
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -22,9 +23,10 @@ from torch import nn
 
 from purifier_core.checks import ConfigError, one_of
 from purifier_core.evaluation import held_out, predict, share, to_float
+from purifier_core.inputs import images_of
 from purifier_core.progress import progress
 from purifier_core.recipes import GRANULARITIES
-from purifier_core.sites import Wrapped, find, replace, shapes
+from purifier_core.sites import Wrapped, channel_sizes, find, from_maps, replace, shapes, to_maps, unwrapped
 from purifier_core.training import Effort
 
 QUANTILES = (0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
@@ -41,9 +43,17 @@ class Bound(nn.Module):
         self.site = site
         self.register_buffer("upper", upper)
         self.upper: torch.Tensor
+        self._sizes = channel_sizes(site)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.minimum(self.site(x), self.upper)
+        f = self.site(x)
+        maps = to_maps(f, self._sizes)
+        if any(bounds not in (1, size) for bounds, size in zip(self.upper.shape, maps.shape[1:], strict=True)):
+            raise ValueError(
+                f"bounds of shape {tuple(self.upper.shape)} do not fit a feature map of shape {tuple(maps.shape[1:])}; "
+                "give images of the size that the bounds were made with, or take granularity='channel'"
+            )
+        return from_maps(torch.minimum(maps, self.upper), f, self._sizes)
 
 
 class Bounded(Wrapped):
@@ -100,10 +110,11 @@ def bound(
 ) -> Bounded:
     """A copy of `model`, in eval mode, whose units are bounded at what clean `images` reach: one pass, no labels.
 
-    images: (N, C, H, W), uint8, or float as the model takes them, on the model's device. sites: by default every unit
-    of the network (`sites.find`). quantile: of each activation over the clean images, in (0, 1]; by default the
-    smallest of QUANTILES that changes at most `budget` of the predictions on a fifth of the images, which are held out
-    of the bounds for that, and 1 if all change more. The quantiles are exact; the values that they need are kept.
+    images: (N, C, H, W), uint8, or float as the model takes them, on the model's device, or a NumPy array. sites: by
+    default every unit of the network (`sites.find`). quantile: of each activation over the clean images, in (0, 1]; by
+    default the smallest of QUANTILES that changes at most `budget` of the predictions on a fifth of the images, which
+    are held out of the bounds for that, and 1, with a warning, if all change more. The quantiles are exact; the values
+    that they need are kept.
 
     Raises ConfigError for an unknown granularity, a quantile or budget out of range, fewer than 10 images, or where
     the values would take more than 4 GiB, and ValueError for an unusable site.
@@ -112,12 +123,11 @@ def bound(
     for name, value in (("quantile", 1.0 if quantile is None else quantile), ("budget", budget)):
         if not 0 < value <= 1:
             raise ConfigError(f"{name}={value!r} is out of range; allowed: above 0, up to 1.")
-    if images.ndim != 4 or len(images) < 10:
-        raise ConfigError(f"images of shape {tuple(images.shape)}; needed: at least 10, as (N, C, H, W).")
+    images = images_of(images, 10)
     started = time.perf_counter()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.device)
     working, choosing = (slice(None), slice(0)) if quantile is not None else held_out(len(images))
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(unwrapped(model)).eval()
     example = to_float(images[:2])
     found = shapes(model, sites, example) if sites is not None else find(model, example)
     seen = _largest(model, images, order[working], found, granularity, quantile or QUANTILES[0], batch_size)
@@ -133,6 +143,12 @@ def bound(
             bounded.changed = share(predict(bounded, images[order[choosing]], batch_size) != before)
             if bounded.changed <= budget:
                 break
+    if bounded.changed is not None and bounded.changed > budget:
+        warnings.warn(
+            f"no bounds keep the budget: {bounded.changed:.1%} of the held-out predictions change, {budget:.1%} may; "
+            "give more images",
+            stacklevel=2,
+        )
     bounded.effort = Effort(1.0, len(images), time.perf_counter() - started)
     return bounded
 
@@ -167,8 +183,8 @@ def _largest(
             f"images, a quantile nearer to 1 than {lowest}, fewer sites, or granularity='channel'."
         )
 
-    def note(site: str, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        kept[site].add(_features(output, granularity))
+    def note(site: str, module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        kept[site].add(_features(to_maps(output, channel_sizes(module)), granularity))
 
     hooks: list[Callable] = []
     for site in found:

@@ -1,8 +1,9 @@
 """The one `predict` and the one `evaluate` of every network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,16 +56,29 @@ def answering(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=_EVALUATED_IN_BF16.get())
 
 
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits (N, K) in a network's output: itself, its `logits`, or the first tensor of a tuple.
+
+    Raises TypeError for an output that holds none.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    if isinstance(logits, torch.Tensor):
+        return logits
+    raise TypeError(f"the network gives a {type(output).__name__} without logits; wrap it so that it gives a tensor")
+
+
 @torch.inference_mode()
-def predict(
-    model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, batch_size: int = 1000
-) -> torch.Tensor:
+def predict(model: Callable[[torch.Tensor], Any], images: torch.Tensor, batch_size: int = 1000) -> torch.Tensor:
     """Predicted classes (N,) of uint8 images, on the images' device. The caller sets eval mode.
 
     Raises DivergedError where an output is not a finite number: the largest of those would pass for a class.
     """
     with answering(images.device):
-        return classes(torch.cat([model(to_float(piece)) for piece in images.split(batch_size)]))
+        return classes(torch.cat([logits_of(model(to_float(piece))) for piece in images.split(batch_size)]))
 
 
 def classes(outputs: torch.Tensor) -> torch.Tensor:

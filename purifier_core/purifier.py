@@ -22,9 +22,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.checks import ConfigError, one_of
-from purifier_core.evaluation import to_float
+from purifier_core.evaluation import logits_of, to_float
+from purifier_core.inputs import images_of, labels_of
 from purifier_core.recipes import GRANULARITIES, INITS, PURIFIER_STAGES, Recipe
-from purifier_core.sites import Wrapped, detach, last_stage, replace, shapes
+from purifier_core.sites import (
+    Wrapped,
+    channel_sizes,
+    detach,
+    from_maps,
+    last_stage,
+    replace,
+    shapes,
+    to_maps,
+    unwrapped,
+)
 from purifier_core.training import Augment, Effort, Watch, fit
 
 
@@ -46,19 +57,27 @@ class Unit(nn.Module):
         self.head = head
         self.granularity = granularity
         self._context = context
+        self._sizes = channel_sizes(site)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         f = self.site(x)
         if self._context.open:
             return f
-        logits = self.head(_pool(f, self.granularity))
+        maps = to_maps(f, self._sizes)
+        pooled = _pool(maps, self.granularity)
+        if pooled.shape[1] != self.head.in_features:
+            raise ValueError(
+                f"a head of {self.head.in_features} values does not fit a map of shape {tuple(maps.shape[1:])}; give "
+                "images of the size that it was trained with, or take granularity='channel'"
+            )
+        logits = self.head(pooled)
         if self._context.logits is not None:
             self._context.logits.append(logits)
         labels = self._context.labels
         rows = self.head.weight[logits.argmax(1) if labels is None else labels]
-        n, c, h, w = f.shape
+        n, c, h, w = maps.shape
         shape = {"channel": (n, c, 1, 1), "cube": (n, 1, h, w), "feature": (n, c, h, w)}[self.granularity]
-        return f * rows.reshape(shape)
+        return from_maps(maps * rows.reshape(shape), f, self._sizes)
 
 
 class Purified(Wrapped):
@@ -92,12 +111,12 @@ class Purified(Wrapped):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The logits of the model (N, K), and of every head in the order in which the units run."""
         with self._listening() as heads:
-            return self(x, labels), heads
+            return logits_of(self(x, labels)), heads
 
     def answers(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """`with_heads` with the masks that the heads pick, in training mode too: what an attacker trains against."""
         with self._listening() as heads:
-            return self.model(x), heads
+            return logits_of(self.model(x)), heads
 
     @contextmanager
     def _listening(self) -> Iterator[list[torch.Tensor]]:
@@ -203,14 +222,13 @@ def purify(
     """
     one_of("init", init, INITS)
     one_of("granularity", granularity, GRANULARITIES)
-    if images.ndim != 4 or len(images) < 2 or len(images) != len(labels):
-        shown = f"images of shape {tuple(images.shape)} and {len(labels)} labels"
-        raise ConfigError(f"{shown}; needed: at least two images (N, C, H, W), and a label for each.")
+    images = images_of(images, 2)
+    labels = labels_of(labels, len(images)).to(images.device)
     example = to_float(images[:2])
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(unwrapped(model)).eval()
     if num_classes is None:
         with torch.no_grad():
-            num_classes = model(example).shape[1]
+            num_classes = logits_of(model(example)).shape[1]
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise ConfigError(f"labels from {low} to {high} are out of range; allowed: 0 to {num_classes - 1}.")

@@ -1,7 +1,13 @@
-"""Where in a network a defense can sit: submodules that give a feature map, wrapped and unwrapped in place."""
+"""Where in a network a defense can sit: submodules that give a feature map, wrapped and unwrapped in place.
+
+A feature map is read as (N, C, H, W). Tokens (N, L, C), as transformers have them, count as L positions: (N, C, L, 1).
+Maps with their channels last (N, H, W, C), as Swin has them, are turned.
+"""
 
 import copy
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,10 +15,12 @@ from torch.nn.modules import activation
 
 _ACTIVATIONS = tuple(getattr(activation, name) for name in activation.__all__ if name != "MultiheadAttention")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_WEIGHTED = (nn.Conv2d, nn.Linear)
+_SHOWN = 12  # candidates that an error names
 
 
 class Wrapped(nn.Module):
-    """A model in which the submodules named in `sites` sit inside units; `forward(x)` gives logits as the model did."""
+    """A model in which the submodules named in `sites` sit inside units; `forward(x)` gives what the model gave."""
 
     def __init__(self, model: nn.Module, sites: Sequence[str], granularity: str) -> None:
         super().__init__()
@@ -42,8 +50,61 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel or torch.compile.
+
+    Raises ValueError for a network that holds no Python modules, is quantized, or has weights in 16 bits.
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            break
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"{name} is TorchScript, which no unit can be put into; give the network it was made from")
+    if isinstance(model, torch.fx.GraphModule) and all(
+        n.target == "_guards_fn" for n in model.graph.find_nodes(op="call_module")
+    ):
+        raise ValueError(f"{name} is an exported program without modules; give the network it was made from")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name} is no torch.nn.Module; give the network it was made from")
+    if any(".quantized" in type(module).__module__ for module in model.modules()):
+        raise ValueError(f"{name} is quantized; give the network in 32-bit floats, and quantize the result")
+    half = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
+    if half:
+        kind = str(half.pop()).removeprefix("torch.")
+        raise ValueError(f"the weights of {name} are {kind}; give model.float(), and turn the result back")
+    return model
+
+
+def channel_sizes(module: nn.Module) -> frozenset[int]:
+    """The channel counts by which a module's (N, H, W, C) output is known: empty where the module convolves."""
+    parts = list(module.modules())
+    normal = {part.normalized_shape[-1] for part in parts if isinstance(part, nn.LayerNorm)}
+    if not normal or any(isinstance(part, nn.Conv2d) for part in parts):
+        return frozenset()
+    return frozenset(normal | {part.out_features for part in parts if isinstance(part, nn.Linear)})
+
+
+def to_maps(f: torch.Tensor, sizes: frozenset[int]) -> torch.Tensor:
+    """A site's output as a feature map (N, C, H, W); sizes: the site's `channel_sizes`."""
+    if f.ndim == 3:
+        return f.transpose(1, 2).unsqueeze(3)
+    return f.permute(0, 3, 1, 2) if f.shape[3] in sizes else f
+
+
+def from_maps(maps: torch.Tensor, f: torch.Tensor, sizes: frozenset[int]) -> torch.Tensor:
+    """Undo `to_maps` for the output `f` that the maps came from."""
+    if f.ndim == 3:
+        return maps.squeeze(3).transpose(1, 2)
+    return maps.permute(0, 2, 3, 1) if f.shape[3] in sizes else maps
+
+
 def shapes(model: nn.Module, sites: Sequence[str], example: torch.Tensor) -> dict[str, torch.Size]:
-    """The shape (N, C, H, W) that each of the submodules `sites` gives for `example`, in the order in which they run.
+    """The shape (N, C, H, W) of each site's feature map for `example`, in the order in which the sites run.
 
     Raises ValueError for a site that does not exist, does not run, runs more than once, lies in another, or gives no
     feature map.
@@ -53,7 +114,7 @@ def shapes(model: nn.Module, sites: Sequence[str], example: torch.Tensor) -> dic
     known = dict(model.named_modules())
     for site in sites:
         if not site or site not in known:
-            raise ValueError(f"site {site!r} is not a submodule; there are: {', '.join(n for n in known if n)}")
+            raise ValueError(f"site {site!r} is not a submodule; {_candidates(_outputs(model, known, example))}")
         if any(site.startswith(f"{other}.") for other in sites):
             raise ValueError(f"site {site!r} lies inside another of the sites; a unit holds no unit")
     outputs = _outputs(model, {site: known[site] for site in sites}, example)
@@ -65,62 +126,126 @@ def shapes(model: nn.Module, sites: Sequence[str], example: torch.Tensor) -> dic
             raise ValueError(
                 f"site {site!r} runs {len(shown)} times in a forward pass; a unit needs one that runs once"
             )
-        if not isinstance(shown[0], torch.Size) or len(shown[0]) != 4:
-            told = f"shape {tuple(shown[0])}" if isinstance(shown[0], torch.Size) else shown[0]
-            raise ValueError(f"site {site!r} gives {told}; a unit needs a feature map of shape (N, C, H, W)")
+        if not _is_map(shown):
+            kind = f"shape {tuple(shown[0])}" if isinstance(shown[0], torch.Size) else shown[0]
+            raise ValueError(f"site {site!r} gives {kind}; a unit needs a feature map (N, C, H, W) or tokens (N, L, C)")
     return {site: shown[0] for site, shown in outputs.items()}
 
 
 def _outputs(model: nn.Module, modules: dict[str, nn.Module], example: torch.Tensor) -> dict[str, list]:
-    """The shapes of what the modules give in one forward pass, or the type of what is no tensor, in running order."""
-    found: dict[str, list] = {}
+    """What the modules give in one forward pass, in running order: the shapes as maps, or the types of other things."""
+    outputs: dict[str, list] = {}
 
     def note(name: str):
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            found.setdefault(name, []).append(getattr(output, "shape", type(output).__name__))
+        def hook(module: nn.Module, _inputs: object, output: object) -> None:
+            shown: Any = type(output).__name__
+            if isinstance(output, torch.Tensor):
+                shown = output.shape
+                if output.ndim in (3, 4) and len(output) == len(example):
+                    shown = to_maps(output, channel_sizes(module)).shape
+                elif output.ndim == 4:
+                    shown = f"shape {tuple(output.shape)} for {len(example)} images"
+            outputs.setdefault(name, []).append(shown)
 
         return hook
 
-    hooks = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    hooks = [module.register_forward_hook(note(name)) for name, module in modules.items() if name]
     try:
         with torch.no_grad():
             model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return outputs
+
+
+def _is_map(shown: list) -> bool:
+    """Whether a module ran once and gave a feature map."""
+    return len(shown) == 1 and isinstance(shown[0], torch.Size) and len(shown[0]) == 4
 
 
 def find(model: nn.Module, example: torch.Tensor) -> dict[str, torch.Size]:
     """The units of a network, in the order in which they run, with the shapes of their feature maps for `example`.
 
-    A unit is a block, or in a plain sequence of layers an activation, that runs once and gives feature maps
-    (N, C, H, W) with H * W > 1. Bare convolutions serve where there are none. Raises ValueError where nothing does.
+    A unit is a block, or in a plain sequence of layers an activation, that runs once and gives feature maps with
+    H * W > 1. Stages, backbones and wrappers are entered. Bare convolutions serve where there is nothing else.
+    Raises ValueError, with the candidates, where nothing does.
     """
-    outputs = _outputs(model, {name: module for name, module in model.named_modules() if name}, example)
-
-    def usable(name: str) -> bool:
-        shown = outputs.get(name, [])
-        return len(shown) == 1 and isinstance(shown[0], torch.Size) and len(shown[0]) == 4 and shown[0][2:] != (1, 1)
-
-    units: list[str] = []
-    convolutions: list[str] = []
-    waiting = [("", model)]
-    while waiting:
-        prefix, container = waiting.pop()
-        for child, module in container.named_children():
-            name = f"{prefix}.{child}" if prefix else child
-            if isinstance(module, _CONTAINERS):
-                waiting.append((name, module))
-            elif usable(name) and any(isinstance(part, (nn.Conv2d, *_ACTIVATIONS)) for part in module.modules()):
-                (convolutions if isinstance(module, nn.Conv2d) else units).append(name)
+    outputs = _outputs(model, dict(model.named_modules()), example)
+    units, convolutions = _units(model, "", outputs)
+    if len(units) == 1:  # perhaps it is the whole network
+        inside, _ = _units(model.get_submodule(units[0]), f"{units[0]}.", outputs)
+        units = inside if len(inside) > 1 else units
     chosen = set(units or convolutions)
     if not chosen:
         raise ValueError(
-            f"{type(model).__name__} shows no block or activation with feature maps (N, C, H, W); name sites=[...] "
-            "yourself. A network without such maps, a transformer for example, is none for this method."
+            f"{type(model).__name__} shows no block or activation with feature maps (N, C, H, W) or tokens (N, L, C); "
+            f"name sites=[...] yourself; {_candidates(outputs)}"
         )
-    return {name: outputs[name][0] for name in outputs if name in chosen}
+    return {name: shown[0] for name, shown in outputs.items() if name in chosen}
+
+
+def _units(top: nn.Module, prefix: str, outputs: dict[str, list]) -> tuple[list[str], list[str]]:
+    """The units and the bare convolutions below a module; prefix: its name with a dot, or nothing."""
+    units: list[str] = []
+    convolutions: list[str] = []
+    waiting = [(prefix, top)]
+    while waiting:
+        before, parent = waiting.pop()
+        for child, module in parent.named_children():
+            name = f"{before}{child}"
+            shown = outputs.get(name, [])
+            usable = _is_map(shown) and shown[0][2:] != (1, 1)
+            if not usable or isinstance(module, _CONTAINERS) or _is_stage(module, name, outputs):
+                waiting.append((f"{name}.", module))
+            elif _is_bare(module):
+                convolutions.append(name)
+            elif _works(module, shown[0]):
+                units.append(name)
+    return units, convolutions
+
+
+def _works(module: nn.Module, shape: torch.Size) -> bool:
+    """Whether a module is more than a reordering: it convolves or activates, or mixes tokens in several layers."""
+    if shape[3] == 1:
+        return sum(isinstance(part, nn.Linear) for part in module.modules()) > 1
+    return any(isinstance(part, (nn.Conv2d, *_ACTIVATIONS)) for part in module.modules())
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether a module is one convolution without an activation, such as the patch embedding of a transformer."""
+    parts = list(module.modules())
+    return sum(isinstance(p, nn.Conv2d) for p in parts) == 1 and not any(isinstance(p, _ACTIVATIONS) for p in parts)
+
+
+def _is_stage(module: nn.Module, prefix: str, outputs: dict[str, list]) -> bool:
+    """Whether a module holds a row of blocks, or feature maps of three sizes or more: it is then no block itself."""
+    if any(count > 1 for _, count in _repeated(module)):
+        return True
+    sizes = set()
+    for name, part in module.named_modules(prefix=prefix):
+        if isinstance(part, nn.Conv2d) and _is_map(outputs.get(name, [])):
+            sizes.add(outputs[name][0][2:])
+    return len(sizes - {(1, 1)}) > 2
+
+
+def _repeated(module: nn.Module) -> Iterator[tuple[type, int]]:
+    """The kinds of blocks in each container of a module, with their number. A block has two layers with weights."""
+    for container in module.modules():
+        if isinstance(container, _CONTAINERS):
+            inner = [child for child in container.children() if not isinstance(child, _CONTAINERS)]
+            yield from Counter(type(child) for child in inner if _layers(child) > 1).items()
+
+
+def _layers(module: nn.Module) -> int:
+    return sum(isinstance(part, _WEIGHTED) for part in module.modules())
+
+
+def _candidates(outputs: dict[str, list]) -> str:
+    """A sentence that names what could be a site."""
+    names = [name for name, shown in outputs.items() if _is_map(shown)]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"candidates: {', '.join(names[:_SHOWN])}{more}" if names else "it has no candidates"
 
 
 def last_stage(model: nn.Module, example: torch.Tensor) -> tuple[str, ...]:

@@ -106,7 +106,9 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
     assert done.returncode == 0, done.stderr
 
 
-LIBRARY = "checks files recipes progress device checkpoints evaluation graphs layout training sites purifier bound"
+LIBRARY = (
+    "checks files recipes progress device inputs checkpoints evaluation graphs layout training sites purifier bound"
+)
 LAB = "profiles cells records locks archive cache experiments results data draws models attacks adaptive defenses"
 LAB += " probes apply compute cluster runner"
 ROOMS = [*LIBRARY.split(), *(f"lab.{room}" for room in LAB.split()), "pages", "fix", "cli"]

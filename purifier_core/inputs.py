@@ -1,0 +1,53 @@
+"""Images and labels as people have them, as the tensors that the methods take."""
+
+from typing import Any
+
+import torch
+
+from purifier_core.checks import ConfigError
+
+
+def images_of(images: Any, least: int) -> torch.Tensor:
+    """Images as one tensor (N, C, H, W) of at least so many; a NumPy array is taken too.
+
+    Raises ConfigError for anything else, with the way out.
+    """
+    if not isinstance(images, torch.Tensor):
+        if not hasattr(images, "__array_interface__"):
+            raise ConfigError(
+                f"images are a {type(images).__name__}; needed: one tensor (N, C, H, W). From a DataLoader: "
+                "torch.cat([images for images, _ in loader])."
+            )
+        images = torch.from_numpy(images)
+    if images.ndim != 4 or len(images) < least:
+        few = {2: "at least two images"}.get(least, f"at least {least}")
+        raise ConfigError(f"images of shape {tuple(images.shape)}; needed: {few}, as (N, C, H, W).")
+    if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        raise ConfigError(
+            f"images of shape {tuple(images.shape)} have their channels last; give images.permute(0, 3, 1, 2)."
+        )
+    if images.dtype == torch.float64:
+        return images.float()
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ConfigError(f"images are {images.dtype}; needed: uint8 from 0 to 255, or floats as the model takes them.")
+    return images
+
+
+def labels_of(labels: Any, count: int) -> torch.Tensor:
+    """Labels as whole numbers (N,); one row a label with a single 1 in it (one-hot) and whole floats are taken too.
+
+    Raises ConfigError for anything else.
+    """
+    labels = torch.as_tensor(labels)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
+            raise ConfigError("labels have two dimensions and are not one-hot; needed: a class number for each image.")
+        labels = labels.argmax(1)
+    labels = labels.reshape(-1) if labels.ndim == 2 else labels
+    if labels.ndim != 1 or len(labels) != count:
+        raise ConfigError(f"{len(labels)} labels; needed: at least two images (N, C, H, W), and a label for each.")
+    if labels.is_floating_point():
+        if not labels.eq(labels.round()).all():
+            raise ConfigError("labels are no whole numbers; needed: a class number for each image.")
+        labels = labels.long()
+    return labels
