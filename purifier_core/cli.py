@@ -12,9 +12,9 @@ from typing import Any
 from purifier_core.checks import ConfigError, integer, one_of
 from purifier_core.fix.options import Options, add_to
 from purifier_core.lab import archive, runner
-from purifier_core.lab.cells import ADAPTIVE, ATTACKS
 from purifier_core.lab.experiments import EXPERIMENTS
 from purifier_core.lab.experiments.grids import Experiment
+from purifier_core.lab.methods import ATTACKS
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store, current
 from purifier_core.lab.results import Results, look_up
@@ -24,7 +24,7 @@ _HELP = {
     "profile": "auto, " + ", ".join(PROFILES),
     "seeds": "such as 0, 0-2 or 0,4",
     "methods": "all, or names such as none,anp,feature",
-    "attack": ", ".join((*ATTACKS, *ADAPTIVE)),
+    "attack": ", ".join(ATTACKS),
     "poison_ratio": "share of training images copied and poisoned",
     "init": "Purifier's start: full, partial, random, several of them, or all",
     "device": "auto, cpu or cuda",

@@ -3,16 +3,17 @@
 import dataclasses
 import math
 from dataclasses import asdict, replace
+from pkgutil import resolve_name
 
 import pytest
 
 from purifier_core.checks import ConfigError
 from purifier_core.lab import cells
-from purifier_core.lab.apply import DEFENSES, Given, defend
-from purifier_core.lab.cells import LABELS, NO_CLEAN_DATA, SWITCHES, Cell, parse_names, parse_seeds
+from purifier_core.lab.cells import SWITCHES, Cell, parse_names, parse_seeds
 from purifier_core.lab.experiments import from_notebook
 from purifier_core.lab.experiments.beyond import Attacks, Readings, Setting
 from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.profiles import PROFILES, Constants
 from purifier_core.recipes import Recipe
 
@@ -146,7 +147,7 @@ def test_bad_seeds(given):
 
 
 def test_names():
-    allowed = tuple(LABELS)
+    allowed = tuple(METHODS)
     assert parse_names("methods", "anp, none", allowed) == ("none", "anp")
     assert parse_names("methods", "all", allowed) == allowed
     for bad in ("", [], 3):
@@ -291,10 +292,6 @@ def test_a_notebook_stops_on_an_unknown_name():
         from_notebook("table3", given | {"clean_sise": 3000})
 
 
-def test_every_defense_of_clean_data_has_a_function_and_no_other_is_computed():
-    """A defense without one must not pass for another."""
-    assert set(DEFENSES) == set(LABELS) - set(NO_CLEAN_DATA)
-    cell = Cell(defense="anp", clean_size=3000)
-    object.__setattr__(cell, "defense", "made up")
-    with pytest.raises(ConfigError, match="'made up' is not known"):
-        defend(Given(cell, PROFILES["quick"], *[None] * 7))
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.data != "nothing"])
+def test_the_function_that_an_entry_names_is_there(name):
+    assert callable(resolve_name(METHODS[name].function))

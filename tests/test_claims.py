@@ -2,8 +2,9 @@
 
 import pytest
 
-from purifier_core.lab.cells import LABELS, Cell
+from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.supplement import Figure13, Table3, Table4
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages import anomaly, bars, claims, overview
 
@@ -30,7 +31,7 @@ def save_published(store: Store, seed: int) -> None:
         table = published(kind.name).set_index([axis, "method"])
         for row in kind.every:
             for cell in kind(**{kind.axis: row}, init="all", profile="small", seeds=seed).cells("small"):
-                line = table.loc[(row if kind is Table3 else round(100 * row), LABELS[cell.defense])]
+                line = table.loc[(row if kind is Table3 else round(100 * row), METHODS[cell.defense].label)]
                 save(store, cell, line.acc_percent / 100, line.asr_percent / 100)
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from purifier_core.files import ROOT
-from purifier_core.lab.cells import COMPARED
 from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.methods import COLUMNS
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store, published
 from purifier_core.lab.results import Results
@@ -76,7 +76,7 @@ def test_what_a_newcomer_sees_fits_a_terminal_of_a_hundred_columns():
 
 def test_the_committed_records_can_stand_beside_every_column_of_table_3():
     found = committed.beside(at("quick"), Store(ROOT / "data"))
-    assert {column.defense for column in found.records} == set(COMPARED) - {"abl"}
+    assert {column.defense for column in found.records} == set(COLUMNS) - {"abl"}
 
 
 def test_profiles_are_listed_from_the_smallest_to_the_largest():

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from purifier_core.lab.cells import ADAPTIVE, ATTACKS, COMPARED
 from purifier_core.lab.experiments.beyond import Defenses
 from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.methods import ATTACKS, COLUMNS, OURS
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import defenses, report
@@ -34,9 +34,9 @@ def results(*records: Record) -> Results:
 
 def test_the_grid_is_every_defense_against_every_attack():
     rows, columns = Defenses(attack="all", dataset="all").rows("small"), GRID.columns()
-    assert set(rows) == {(a, d) for a in (*ATTACKS, *ADAPTIVE) for d in ("mnist", "cifar10", "gtsrb")}
-    assert [c.defense for c in columns[: len(COMPARED)]] == list(COMPARED)
-    assert [c.label for c in columns[len(COMPARED) :]] == ["Bound-Channel", "Bound-Cube", "Bound-Feature"]
+    assert set(rows) == {(a, d) for a in ATTACKS for d in ("mnist", "cifar10", "gtsrb")}
+    assert [c.defense for c in columns[: len(COLUMNS)]] == list(COLUMNS)
+    assert [c.label for c in columns[len(COLUMNS) :]] == ["Bound-Channel", "Bound-Cube", "Bound-Feature"]
     assert Defenses(profile="quick", dataset="all", attack="all").rows("quick") == GRID.rows("small")
     assert {GRID.cell(c, ROW, 0, "small").switch("init") for c in columns} == {"full"}
     clean = {Defenses().cell(TUNED, ("sig", d), 0, "small").clean_size for d in ("mnist", "cifar10", "gtsrb")}
@@ -145,7 +145,7 @@ def test_every_record_stands_in_one_place():
     grid = Defenses(profile="small", attack="all", dataset="all")
     cells = [grid.cell(column, row, 0, "small") for row, column in grid.places("small")]
     assert len(cells) == len(set(cells))
-    assert not any(cell.defense == "abl" and cell.attack in ADAPTIVE for cell in cells)
+    assert not any(cell.defense == "abl" and ATTACKS[cell.attack].group == OURS for cell in cells)
 
 
 def test_mean_and_range_over_seeds_and_what_is_missing():

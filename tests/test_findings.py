@@ -3,7 +3,8 @@
 import pytest
 
 from purifier_core.files import ROOT
-from purifier_core.lab.cells import LABELS, Cell
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages import findings, settings
 from purifier_core.recipes import GRANULARITIES, INITS
@@ -28,7 +29,7 @@ def store(tmp_path) -> Store:
     for seed in SEEDS:
         save(store, "none", seed, 0.99, 1.0)
         for g in GRANULARITIES:
-            acc, asr = (STATED.loc[LABELS[g], f"{metric}_percent"] / 100 for metric in ("acc", "asr"))
+            acc, asr = (STATED.loc[METHODS[g].label, f"{metric}_percent"] / 100 for metric in ("acc", "asr"))
             for init in INITS:
                 save(store, g, seed, *((acc, asr) if init == "random" else (0.99, 1.0)), init=init, defence_aug="off")
                 save(store, g, seed, *((acc - 0.05, asr) if init == "random" else (0.99, 1.0)), init=init)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from purifier_core.lab.attacks import badnets
-from purifier_core.lab.cells import LABELS, Cell
+from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.beyond import Attacks
 from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.probes import picture
 from purifier_core.lab.records import Record, Store, published
 from purifier_core.lab.results import Results
@@ -54,7 +55,7 @@ def save_published_table3(store: Store, seed: int) -> None:
     """Table 3's published numbers as records of one seed, under init=full."""
     stated = published("table3").set_index(["clean_size", "method"])
     for cell in Table3(clean_size="all", init="full", seeds=seed).cells("small"):
-        line = stated.loc[(cell.clean_size or 3000, LABELS[cell.defense])]
+        line = stated.loc[(cell.clean_size or 3000, METHODS[cell.defense].label)]
         store.save(record(cell, line.acc_percent / 100, line.asr_percent / 100))
 
 

@@ -87,7 +87,18 @@ def test_a_notebook_is_committed_without_outputs_and_checks_its_parameters(path)
 
 
 @pytest.mark.parametrize(
-    "module", ["recipes", "lab.cells", "lab.experiments", "lab.records", "lab.results", "lab.runner", "cli", *PAGES]
+    "module",
+    [
+        "recipes",
+        "lab.methods",
+        "lab.cells",
+        "lab.experiments",
+        "lab.records",
+        "lab.results",
+        "lab.runner",
+        "cli",
+        *PAGES,
+    ],
 )
 def test_reading_needs_no_torch(module):
     code = f"import sys, purifier_core.{module}; sys.exit('torch' in sys.modules)"
@@ -106,11 +117,10 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
     assert done.returncode == 0, done.stderr
 
 
-LIBRARY = (
-    "checks files recipes progress device inputs checkpoints evaluation graphs layout training sites purifier bound"
-)
-LAB = "profiles cells records locks archive cache experiments results data draws models attacks adaptive defenses"
-LAB += " probes apply compute cluster runner"
+LIBRARY = "checks files recipes progress device inputs checkpoints evaluation graphs layout training sites purifier"
+LIBRARY += " bound"
+LAB = "methods profiles cells records locks archive cache experiments results data draws models attacks adaptive"
+LAB += " defenses probes compute cluster runner"
 ROOMS = [*LIBRARY.split(), *(f"lab.{room}" for room in LAB.split()), "pages", "fix", "cli"]
 """From the bottom up: the library, the lab, the pages, and the faces over all of them."""
 

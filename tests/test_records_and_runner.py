@@ -12,13 +12,14 @@ from purifier_core import cli
 from purifier_core.device import threads
 from purifier_core.evaluation import evaluate
 from purifier_core.files import write_atomically
-from purifier_core.lab import apply, cache, compute, records, runner
+from purifier_core.lab import cache, compute, draws, records, runner
 from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.defenses.abl import sample_losses
 from purifier_core.lab.experiments.beyond import Attacks
 from purifier_core.lab.experiments.supplement import Table3, Table4
-from purifier_core.lab.profiles import PERTURBATIONS, PROFILES, Perturbation
+from purifier_core.lab.methods import DATASETS, Perturbation
+from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store, read
 from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import report
@@ -145,7 +146,8 @@ def test_every_attack_trains_and_leaves_a_picture(store):
 
 
 def test_label_consistent_poison_is_perturbed_stamped_and_keeps_its_label(store, monkeypatch):
-    monkeypatch.setitem(PERTURBATIONS, "mnist", Perturbation(64, step=16, steps=6))
+    weak = replace(DATASETS["mnist"], perturbation=Perturbation(64, step=16, steps=6))
+    monkeypatch.setitem(DATASETS, "mnist", weak)
     work, cell = compute.Work(store, "quick", "mnist", "cpu"), Cell(attack="cl")
     x, y = work.split.train_images, work.split.train_labels
     images, labels = work._poisoned(cell)
@@ -194,7 +196,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(store, monkeypatch, cap
     def broken(*_args, **_options):
         raise RuntimeError("the student broke")
 
-    monkeypatch.setattr(apply, "nad", broken)
+    monkeypatch.setattr("purifier_core.lab.defenses.nad.nad", broken)
     arguments = ["run", "table3", "--profile", "quick", "--methods", METHODS]
     assert cli.main(arguments) == 1
     assert cli.main(["status"]) == 1
@@ -307,7 +309,7 @@ def test_the_digest_of_weights_sees_every_bit():
 def test_precision_auto_is_bf16_where_the_processor_is_made_for_it(fast, store, monkeypatch):
     """The key stays: it is one experiment. The record says which it was, and how far fp32 agrees."""
     monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], precision="auto"))
-    for module in (compute, apply):
+    for module in (compute, draws):
         monkeypatch.setattr(module, "fast_in_bf16", lambda _device: fast)
     key = table().cells("quick")[0].key()
     none, tuned = runner.run(table(methods="none,finetuning"), say=lambda _: None).records

@@ -6,6 +6,7 @@ from torch import nn
 
 from purifier_core.evaluation import to_float
 from purifier_core.lab.attacks import (
+    Making,
     additive,
     badnets,
     blend,
@@ -16,9 +17,9 @@ from purifier_core.lab.attacks import (
     poison,
     sig,
 )
-from purifier_core.lab.cells import ATTACKS, Cell
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.methods import PAPER, Perturbation, attacks
 from purifier_core.lab.models import VGG16, ResNet18
-from purifier_core.lab.profiles import Perturbation
 
 GREY = torch.full((3, 3, 32, 32), 200, dtype=torch.uint8)
 
@@ -159,7 +160,7 @@ def test_the_label_consistent_trigger_is_the_four_corners_and_the_patch_a_switch
 
     def trigger(*switches):
         cell = Cell(attack="cl", switches=switches)
-        return make_trigger("cl", cell.switch, 0, images, labels, 5, lambda: model)
+        return make_trigger("cl", Making(cell.switch, 0, images, labels, 5, lambda: model))
 
     assert torch.equal(trigger()(images), badnets(images))
     stamped = trigger(("cl_kind", "patch"))(images)
@@ -177,14 +178,14 @@ def test_the_trojan_unit_is_a_unit_of_the_network(network):
     assert 0 <= index < seen[0].shape[1]
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", attacks(PAPER))
 def test_every_attack_has_a_seeded_trigger_that_changes_the_image(attack):
     model = VGG16(10, 1 / 8)
     images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
     def trigger(seed):
         cell = Cell(attack=attack)
-        return make_trigger(attack, cell.switch, seed, images, torch.arange(30) % 10, 5, lambda: model)
+        return make_trigger(attack, Making(cell.switch, seed, images, torch.arange(30) % 10, 5, lambda: model))
 
     stamped = trigger(0)(images)
     assert stamped.dtype == torch.uint8
@@ -193,6 +194,6 @@ def test_every_attack_has_a_seeded_trigger_that_changes_the_image(attack):
 
 
 def test_a_clean_model_has_no_trigger():
-    with pytest.raises(ValueError, match="attack='none' has no trigger"):
-        make_trigger("none", Cell().switch, 0, GREY, torch.zeros(3), 5, lambda: None)
+    with pytest.raises(ValueError, match="attack='none' is not known"):
+        make_trigger("none", Making(Cell().switch, 0, GREY, torch.zeros(3), 5, lambda: None))
     assert Cell(attack="trojan", seed=3).reference() == Cell(attack="none", seed=3)

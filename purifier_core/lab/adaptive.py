@@ -49,11 +49,11 @@ class Attacker:
     """What is trained in place of a backdoored model, and how; `result` gives the model that is handed out."""
 
     def __init__(self, kind: str, model: nn.Module, num_classes: int, example: torch.Tensor, seed: int) -> None:
-        one_of("attack", kind, ("adaptive_purifier", "adaptive_bound"))
+        one_of("teacher", kind, ("units", "reach"))
         self.num_classes = num_classes
         self.reach: dict[str, torch.Tensor] = {}
         self.trained: nn.Module = model
-        if kind == "adaptive_purifier":
+        if kind == "units":
             sites: Any = model.purifier_sites
             self.trained = attach(model, sites[SIMULATED], SIMULATED, num_classes, example, seed)
             self._loss = self._through_units

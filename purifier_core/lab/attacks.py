@@ -4,15 +4,17 @@ Some triggers are made from a clean model, which the caller trains and hands in.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pkgutil import resolve_name
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.checks import one_of
 from purifier_core.evaluation import to_float
-from purifier_core.lab.cells import ADAPTIVE
-from purifier_core.lab.profiles import Perturbation
+from purifier_core.lab.methods import ATTACKS, Perturbation
 
 Trigger = Callable[[torch.Tensor], torch.Tensor]
 """From (N, 3, 32, 32) uint8 images to stamped copies of the same shape and type."""
@@ -146,32 +148,53 @@ def cl_patch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, targe
     return F.pad(delta * 255, (0, 28, 0, 28)).cpu()
 
 
-def make_trigger(
-    attack: str,
-    switch: Callable[[str], str],
-    seed: int,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    target: int,
-    reference: Callable[[], nn.Module],
-) -> Trigger:
-    """The trigger of an attack. `switch` gives the value of a switch by name; `reference` trains or loads the clean
-    model, which Trojan and CL's patch ask for; images and labels are the clean training set."""
-    if attack in ("badnets", *ADAPTIVE) or (attack == "cl" and switch("cl_kind") == "consistent"):
+@dataclass(frozen=True)
+class Making:
+    """What a trigger is made from: `switch` gives the value of a switch by name, images and labels are the clean
+    training set, and `reference` trains or loads the clean network, for the attacks that ask for it."""
+
+    switch: Callable[[str], str]
+    seed: int
+    images: torch.Tensor
+    labels: torch.Tensor
+    target: int
+    reference: Callable[[], nn.Module]
+
+
+def make_trigger(attack: str, making: Making) -> Trigger:
+    """The trigger of an attack. Raises ConfigError for one that is not known; "none" is none."""
+    return resolve_name(ATTACKS[one_of("attack", attack, ATTACKS)].trigger)(making)
+
+
+def badnets_trigger(making: Making) -> Trigger:
+    """BadNets: the same on every seed."""
+    return badnets
+
+
+def blend_trigger(making: Making) -> Trigger:
+    """Blend, with the seed's noise."""
+    return partial(blend, seed=making.seed, redraw=making.switch("blend_noise") == "redraw")
+
+
+def sig_trigger(making: Making) -> Trigger:
+    """SIG, with the map that its switch names."""
+    return partial(sig, sinusoid=making.switch("sig_map") == "sinusoid")
+
+
+def trojan_trigger(making: Making) -> Trigger:
+    """Trojan: the pattern that drives one unit of the clean network."""
+    model = making.reference()
+    site, index = model.trojan_unit()  # type: ignore[operator]
+    pattern = invert_trojan(model, site, index, making.seed)
+    return partial(additive, pattern=pattern, wrap=making.switch("trojan_add") == "wrap")
+
+
+def cl_trigger(making: Making) -> Trigger:
+    """CL: BadNets' corners on perturbed images, or the release's patch, made from the clean network."""
+    if making.switch("cl_kind") == "consistent":
         return badnets
-    if attack == "blend":
-        return partial(blend, seed=seed, redraw=switch("blend_noise") == "redraw")
-    if attack == "sig":
-        return partial(sig, sinusoid=switch("sig_map") == "sinusoid")
-    if attack not in ("trojan", "cl"):
-        raise ValueError(f"attack={attack!r} has no trigger")
-    model = reference()
-    if attack == "trojan":
-        site, index = model.trojan_unit()  # type: ignore[operator]
-        pattern = invert_trojan(model, site, index, seed)
-        return partial(additive, pattern=pattern, wrap=switch("trojan_add") == "wrap")
-    pattern = cl_patch(model, images, labels, target, seed)
-    if switch("cl_sign") == "lost":
+    pattern = cl_patch(making.reference(), making.images, making.labels, making.target, making.seed)
+    if making.switch("cl_sign") == "lost":
         pattern = pattern.long() % 256  # saved as an 8-bit image, what is negative turns bright
     return partial(additive, pattern=pattern)
 

@@ -10,44 +10,19 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from purifier_core.checks import ConfigError, integer, one_of
-from purifier_core.lab.profiles import PERTURBATIONS, PROFILES, older_rates, plain
+from purifier_core.lab.methods import ATTACKS, DATASETS, METHODS, NETWORKS
+from purifier_core.lab.profiles import PROFILES, older_rates, plain
 from purifier_core.recipes import GRANULARITIES, INITS, Recipe
 
 TARGET_CLASS = 5
 """The attacker's class in every experiment of the authors' release."""
 
-PAPER_TRAIN_SIZE = {"mnist": 60_000, "cifar10": 50_000, "gtsrb": 39_209}
-"""Training images of each original dataset: the scale on which a clean size is given."""
-
-NETWORKS = ("vgg16", "resnet18")
-ATTACKS = ("badnets", "trojan", "blend", "sig", "cl")
-ADAPTIVE = ("adaptive_purifier", "adaptive_bound")
-"""BadNets' trigger, taught to a network by an attacker who knows the defense: ours, not the paper's."""
-LABELS = {
-    "none": "No Defense",
-    "finetuning": "Finetuning",
-    "fine_pruning": "Fine-pruning",
-    "mcr": "MCR",
-    "nad": "NAD",
-    "abl": "ABL",
-    "anp": "ANP",
-    "channel": "Channel",
-    "cube": "Cube",
-    "feature": "Feature",
-    "scratch": "From scratch",
-    "bound_channel": "Bound-Channel",
-    "bound_cube": "Bound-Cube",
-    "bound_feature": "Bound-Feature",
-}
-"""Every defense, in the paper's column order, with the paper's name for it. Then ours: a control that is no defense at
-all, a fresh network of the same kind trained on the clean set for as long as Purifier, and bounded activations."""
-
-BOUNDS = tuple(name for name in LABELS if name.startswith("bound_"))
-COMPARED = tuple(name for name in LABELS if name not in ("scratch", *BOUNDS))
-"""The columns of the paper's tables."""
-
 RESULT_VERSION = 1
 """Part of every key. Raise it when a change of code changes the numbers: old records then show as stale."""
+
+
+TRAINED, TRAINED_CLEAN = "all that is trained", "all that is trained on clean images"
+"""Kinds of methods, for `Switch.applies`."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +30,33 @@ class Switch:
     """A choice between the method as intended (the first value) and another way, most often the released code's."""
 
     values: tuple[str, ...]
-    applies: tuple[str, ...]  # the defenses or attacks it changes; "backdoor" when it changes the backdoored model
+    applies: tuple[str, ...]  # methods, kinds of them, or attacks; "backdoor" where it changes the backdoored model
     about: str
     needs: tuple[str, str] | None = None  # another switch and the value that it must have for this one to act
 
+    def bears(self, defense: str, attack: str) -> bool:
+        """Whether it changes this defense, or this attack's network."""
+        method = METHODS[defense]
+        kinds = {TRAINED: method.trains, TRAINED_CLEAN: method.trains and method.data == "clean"}
+        return any(kinds.get(name, name in (defense, attack)) for name in self.applies)
 
-NO_CLEAN_DATA = ("none", "abl")
-"""What needs no clean set: the undefended model, and ABL, which defends while training on the poisoned data."""
-
-_PURIFIER = GRANULARITIES
-_ALL = tuple(d for d in LABELS if d not in BOUNDS)
-_TRAINED_ON_CLEAN_DATA = tuple(d for d in LABELS if d not in (*NO_CLEAN_DATA, *BOUNDS))
 
 SWITCHES = {
-    "init": Switch(INITS, _PURIFIER, "what Purifier starts from: the given model, all but the wrapped units, nothing"),
-    "purifier_lr": Switch(
-        ("released", "older"), _PURIFIER, "the released learning rates, or those of the release's older compiled files"
+    "init": Switch(
+        INITS, GRANULARITIES, "what Purifier starts from: the given model, all but the wrapped units, nothing"
     ),
-    "bn_frozen_stats": Switch(("no", "yes"), _PURIFIER, "keep BatchNorm statistics still in stage 1"),
-    "defence_aug": Switch(("on", "off"), _TRAINED_ON_CLEAN_DATA, "augment the clean images in the defense"),
-    "flip": Switch(("dataset", "always"), ("backdoor", *_ALL), "flip digits and signs too, as the release does"),
+    "purifier_lr": Switch(
+        ("released", "older"),
+        GRANULARITIES,
+        "the released learning rates, or those of the release's older compiled files",
+    ),
+    "bn_frozen_stats": Switch(("no", "yes"), GRANULARITIES, "keep BatchNorm statistics still in stage 1"),
+    "defence_aug": Switch(("on", "off"), (TRAINED_CLEAN,), "augment the clean images in the defense"),
+    "flip": Switch(("dataset", "always"), ("backdoor", TRAINED), "flip digits and signs too, as the release does"),
     "weight_decay": Switch(
-        ("intended", "dampening"), ("backdoor", *_ALL), "1e-4, or 0 with dampening 1e-4 as the release effectively runs"
+        ("intended", "dampening"),
+        ("backdoor", TRAINED),
+        "1e-4, or 0 with dampening 1e-4 as the release effectively runs",
     ),
     "trojan_add": Switch(("saturate", "wrap"), ("backdoor", "trojan"), "how Trojan's pattern is added to 8-bit pixels"),
     "blend_noise": Switch(("fixed", "redraw"), ("backdoor", "blend"), "one noise image, or new noise for every image"),
@@ -95,7 +75,7 @@ SWITCHES = {
     "abl_score_aug": Switch(("no", "yes"), ("abl",), "score augmented images when ABL isolates, and unlearn on such"),
     "abl_bn": Switch(("reference", "frozen", "recounted"), ("abl",), "BatchNorm's statistics in ABL's unlearning"),
     "anp_steps": Switch(("profile", "16"), ("anp",), "mask updates: the profile's number, or the release's 16"),
-    "precision": Switch(("fp32", "bf16"), ("backdoor", *_ALL), "train under bf16 autocast; ours, for speed"),
+    "precision": Switch(("fp32", "bf16"), ("backdoor", TRAINED), "train under bf16 autocast; ours, for speed"),
 }
 
 
@@ -119,10 +99,10 @@ class Cell:
     switches: tuple[tuple[str, str], ...] = field(default=())
 
     def __post_init__(self) -> None:
-        one_of("dataset", self.dataset, PAPER_TRAIN_SIZE)
+        one_of("dataset", self.dataset, DATASETS)
         one_of("network", self.network, NETWORKS)
-        one_of("attack", self.attack, (*ATTACKS, *ADAPTIVE, "none"))
-        one_of("defense", self.defense, LABELS)
+        one_of("attack", self.attack, (*ATTACKS, "none"))
+        one_of("defense", self.defense, METHODS)
         one_of("profile", self.profile, PROFILES)
         integer("seed", self.seed, 0, 2**31 - 1)
         ratio = 0.0 if self.attack == "none" else check_poison_ratio(self.poison_ratio)
@@ -132,14 +112,14 @@ class Cell:
                 f"profile={self.profile!r} has only the digits that a package ships; for dataset={self.dataset!r} "
                 "take another profile: small, wide, paper."
             )
-        if self.defense in NO_CLEAN_DATA:
+        if METHODS[self.defense].data != "clean":
             object.__setattr__(self, "clean_size", 0)
         else:
             check_clean_size(self.clean_size, self.dataset)
         kept, given = [], check_switches(self.switches)
         for name, value in given:
             known = SWITCHES[name]
-            bears = {self.defense, self.attack} & set(known.applies) and (not known.needs or known.needs in given)
+            bears = known.bears(self.defense, self.attack) and (not known.needs or known.needs in given)
             if bears and value != SWITCHES[name].values[0]:
                 kept.append((name, value))
         object.__setattr__(self, "switches", tuple(sorted(kept)))
@@ -156,7 +136,7 @@ class Cell:
     @property
     def needs_reference(self) -> bool:
         """Whether the poison is made with a clean model."""
-        return self.attack in ("trojan", "cl")
+        return self.attack in ATTACKS and ATTACKS[self.attack].reference
 
     @property
     def consistent(self) -> bool:
@@ -179,21 +159,21 @@ class Cell:
         if self.needs_reference and clean != backdoor:  # where they are equal, as they were, the key holds
             found["reference"] = clean
         if self.consistent:
-            found["perturbation"] = asdict(PERTURBATIONS[self.dataset])
-        if self.defense in (*GRANULARITIES, "scratch"):
-            found["purifier"] = [plain(r) for r in self.purifier_stages()]
-        elif self.defense == "abl":
-            found["abl"] = [plain(r) for r in profile.abl]
-        elif self.defense == "anp":
-            found |= {"anp": plain(profile.anp_masks(self.dataset)), "anp_steps": profile.anp_steps}
-        elif self.defense not in ("none", *BOUNDS):  # these have no recipe
-            found[self.defense] = plain(getattr(profile, self.defense))
-        if self.defense in ("nad", "mcr"):  # both begin with a finetuned copy
-            found["finetuning"] = plain(profile.finetuning)
+            found["perturbation"] = asdict(DATASETS[self.dataset].perturbation)
+        found |= {name: self._setting(name) for name in METHODS[self.defense].recipes}
         for method in (self.defense, self.attack):
             if departing := profile.constants.departing(method):
                 found[f"{method}_constants"] = departing
         return found
+
+    def _setting(self, name: str) -> Any:
+        """A field of the profile for this cell, as plain values."""
+        profile = PROFILES[self.profile]
+        special = {"purifier": self.purifier_stages(), "anp": profile.anp_masks(self.dataset)}
+        value = special.get(name, getattr(profile, name))
+        if isinstance(value, tuple):
+            return [plain(recipe) for recipe in value]
+        return plain(value) if isinstance(value, Recipe) else value
 
     def purifier_stages(self) -> tuple[Recipe, Recipe]:
         """Purifier's two recipes at this cell's profile and learning rates."""
@@ -206,7 +186,9 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        text = f"{self.dataset} {self.network} {self.attack} {100 * self.poison_ratio:g}% · {LABELS[self.defense]}"
+        text = (
+            f"{self.dataset} {self.network} {self.attack} {100 * self.poison_ratio:g}% · {METHODS[self.defense].label}"
+        )
         if self.clean_size:
             text += f" · {self.clean_size} clean"
         for name, value in self.switches:
@@ -216,7 +198,7 @@ class Cell:
 
 def check_clean_size(value: Any, dataset: str) -> int:
     """A clean size on the paper's scale: from 0.5 % of the training images to all of them."""
-    full = PAPER_TRAIN_SIZE[dataset]
+    full = DATASETS[dataset].train
     return integer("clean_size", value, full // 200, full, f" (of {dataset}'s {full} training images)")
 
 

@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -15,26 +16,19 @@ from purifier_core.evaluation import evaluate, evaluated_in_bf16
 from purifier_core.files import provenance
 from purifier_core.lab import data
 from purifier_core.lab.adaptive import teach
-from purifier_core.lab.apply import Given, adapt, defend
-from purifier_core.lab.attacks import Trigger, asr_set, make_trigger, perturbed, poison
+from purifier_core.lab.attacks import Making, Trigger, asr_set, make_trigger, perturbed, poison
 from purifier_core.lab.cache import Make, kept
-from purifier_core.lab.cells import ADAPTIVE, TARGET_CLASS, Cell
-from purifier_core.lab.defenses import Defended
-from purifier_core.lab.defenses.abl import abl
-from purifier_core.lab.draws import augmentation, clean_images, derive
+from purifier_core.lab.cells import TARGET_CLASS, Cell
+from purifier_core.lab.defenses import Defended, Given
+from purifier_core.lab.draws import adapt, augmentation, clean_images, derive
+from purifier_core.lab.methods import ATTACKS, DATASETS, METHODS
 from purifier_core.lab.models import build
 from purifier_core.lab.probes import AGREEING, Curve, agreement, probe
-from purifier_core.lab.profiles import PERTURBATIONS, PROFILES
+from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 from purifier_core.layout import arrange
 from purifier_core.purifier import Purified
 from purifier_core.training import Effort, Watch, fit
-
-TUNED = ("finetuning", "nad", "mcr")
-"""The defenses that begin with a finetuned copy of the network, or are that."""
-
-FRESH = ("abl", "scratch")
-"""What trains a network of its own."""
 
 
 class Work:
@@ -77,8 +71,9 @@ class Work:
         return replace(record, **measured, provenance=self._provenance | seen | self._start(cell))
 
     def _start(self, cell: Cell) -> dict[str, str]:
-        """The undefended network behind a record; ABL trains its own."""
-        return {} if cell.defense == "abl" else {"backdoored_model": self.backdoored(cell.backdoored())[1]["digest"]}
+        """The undefended network behind a record, unless its method trains its own from the poisoned data."""
+        trains_its_own = METHODS[cell.defense].data == "poisoned"
+        return {} if trains_its_own else {"backdoored_model": self.backdoored(cell.backdoored())[1]["digest"]}
 
     def _measure(self, cell: Cell) -> dict[str, Any]:
         x, y, triggered = self.split.test_images, self.split.test_labels, self.triggered(cell)
@@ -113,18 +108,20 @@ class Work:
     def _defended(self, cell: Cell, x: torch.Tensor, y: torch.Tensor, triggered: torch.Tensor) -> Defended:
         """The cell's defense. Its diagnostics hold the seconds of all of it, the choice of an operating point included,
         and the curve where one is watched."""
-        tuned = self.finetuned(cell) if cell.defense in TUNED else None
-        if tuned and cell.defense == "finetuning":
-            return tuned
-        before, every = tuned.effort.epochs if tuned else 0.0, 1 if cell.defense == "abl" else self.profile.watch_every
+        if cell.defense == "finetuning":
+            return self.finetuned(cell)
+        method = METHODS[cell.defense]
+        tuned = self.finetuned(cell) if method.begins == "finetuned" else None
+        before = tuned.effort.epochs if tuned else 0.0
+        every = self.profile.watch_every if method.data == "clean" else 1
         curve = Curve(x, y, triggered, before, every) if self.curves else None
-        if curve and cell.defense not in FRESH:
+        if curve and method.begins != "fresh":
             curve.start(self.backdoored(cell.backdoored())[0])
         watched = curve.seconds if curve else 0.0
         path = self.store.path(cell, self.split.fingerprint)
         started = time.perf_counter()
         with checkpoints(self.store.checkpoints / f"{path.parent.name}-{path.stem}", [curve] if curve else []):
-            defended = self._abl(cell, curve) if cell.defense == "abl" else self._defend(cell, tuned, curve)
+            defended = self._defend(cell, tuned, curve)
         seconds = time.perf_counter() - started
         if tuned:
             seconds += tuned.effort.seconds
@@ -139,11 +136,26 @@ class Work:
         return asr_set(self.split.test_images, self.split.test_labels, self._trigger(cell.backdoored()), TARGET_CLASS)
 
     def _defend(self, cell: Cell, tuned: Defended | None, watch: Watch | None) -> Defended:
-        test = self.split.test_images, self.split.test_labels
-        model, seed = self.backdoored(cell.backdoored())[0], derive(cell.seed, "defense")
-        images, labels = clean_images(self.split, cell)
-        augment = augmentation(cell)
-        return defend(Given(cell, self.profile, model, self.blank, images, labels, test, augment, seed, tuned, watch))
+        method, poisoned = METHODS[cell.defense], 0
+        if method.data == "poisoned":
+            images, labels = self._poisoned(cell)
+            poisoned = len(labels) - len(self.split.train_labels)  # the stamped copies come first
+        else:
+            images, labels = clean_images(self.split, cell)
+        given = Given(
+            cell,
+            self.profile,
+            self.blank(cell) if method.begins == "fresh" else self.backdoored(cell.backdoored())[0],
+            images,
+            labels,
+            poisoned,
+            (self.split.test_images, self.split.test_labels),
+            augmentation(cell),
+            derive(cell.seed, "defense"),
+            tuned,
+            watch,
+        )
+        return resolve_name(method.function)(given)
 
     def finetuned(self, cell: Cell) -> Defended:
         """The result of Finetuning for a cell of it, or for one of NAD or MCR, which begin with it: from the cache, or
@@ -164,30 +176,6 @@ class Work:
         network, notes = self._kept(path, cell, tune)
         return Defended(network, Effort(**notes["effort"]), {"curve": notes["curve"]} if notes["curve"] else {})
 
-    def _abl(self, cell: Cell, watch: Watch | None) -> Defended:
-        images, labels = self._poisoned(cell)
-        isolate, tune, unlearn = (adapt(stage, cell, self.device) for stage in self.profile.abl)
-        defended = abl(
-            self.blank(cell),
-            images,
-            labels,
-            stages=(isolate, tune, unlearn),
-            remove_isolated=cell.switch("abl_remove_isolated") == "yes",
-            score_augmented=cell.switch("abl_score_aug") == "yes",
-            batchnorm=cell.switch("abl_bn"),
-            augment=augmentation(cell),
-            seed=derive(cell.seed, "defense"),
-            watch=watch,
-            **self.profile.constants.of("abl"),
-        )
-        isolated = defended.diagnostics.pop("isolated")
-        poisoned = len(labels) - len(self.split.train_labels)  # the poisoned copies come first
-        stamped = sum(i < poisoned for i in isolated)
-        defended.diagnostics["isolated"] = len(isolated)
-        defended.diagnostics["isolated_with_trigger"] = stamped
-        defended.diagnostics["isolation_precision"] = stamped / len(isolated)
-        return defended
-
     def _poisoned(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
         if cell.attack == "none":
             return self.split.train_images, self.split.train_labels
@@ -196,7 +184,7 @@ class Work:
         def stamp(images: torch.Tensor) -> torch.Tensor:
             if cell.consistent:  # the trigger alone does the rest at test
                 labels = torch.full((len(images),), TARGET_CLASS, device=self.device)
-                images = perturbed(self._made(cell.reference())[0], images, labels, PERTURBATIONS[cell.dataset])
+                images = perturbed(self._made(cell.reference())[0], images, labels, DATASETS[cell.dataset].perturbation)
             return trigger(images)
 
         return poison(
@@ -212,8 +200,7 @@ class Work:
     def _trigger(self, cell: Cell) -> Trigger:
         """The trigger of a "none" cell; Trojan and CL's patch are made from the clean model of the same seed."""
         if cell not in self._triggers:
-            self._triggers[cell] = make_trigger(
-                cell.attack,
+            making = Making(
                 cell.switch,
                 derive(cell.seed, "trigger"),
                 self.split.train_images,
@@ -221,6 +208,7 @@ class Work:
                 TARGET_CLASS,
                 lambda: self._made(cell.reference())[0],
             )
+            self._triggers[cell] = make_trigger(cell.attack, making)
         return self._triggers[cell]
 
     def backdoored(self, cell: Cell) -> tuple[nn.Module, dict[str, Any]]:
@@ -260,15 +248,16 @@ class Work:
             "augment": augmentation(cell),
             "title": f"backdoored model, seed {cell.seed}",
         }
-        if cell.attack in ADAPTIVE:
-            if cell.attack == "adaptive_purifier":  # it goes on from BadNets' network
-                badnets, notes = self._made(replace(cell, attack="badnets"))
-                model.load_state_dict(badnets.state_dict())
-                rate = recipe.lr * self.profile.constants.adaptive_purifier_rate
-                effort, recipe = Effort(**notes["effort"]), replace(recipe, lr=rate)
+        attack = ATTACKS.get(cell.attack)
+        if attack and attack.begins:  # its training goes on from another attack's network
+            start, notes = self._made(replace(cell, attack=attack.begins))
+            model.load_state_dict(start.state_dict())
+            rate = recipe.lr * self.profile.constants.adaptive_purifier_rate
+            effort, recipe = Effort(**notes["effort"]), replace(recipe, lr=rate)
+        if attack and attack.teacher:
             poisoned, classes = len(labels) - len(self.split.train_labels), self.split.num_classes
             options |= {"attacker_seed": derive(cell.seed, "attacker")}
-            model, cost = teach(cell.attack, model, images, labels, poisoned, classes, recipe, **options)
+            model, cost = teach(attack.teacher, model, images, labels, poisoned, classes, recipe, **options)
             effort += cost
         else:
             effort += fit(model.train(), images, labels, recipe, **options)

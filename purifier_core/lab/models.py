@@ -1,11 +1,13 @@
 """VGG-16 and ResNet-18 for 32x32 images, as the authors' release builds them, with a width factor."""
 
+from pkgutil import resolve_name
 from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.lab.methods import NETWORKS
 from purifier_core.layout import BatchNorm2d, fed
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -123,4 +125,4 @@ def build(network: str, num_classes: int, width: float, seed: int) -> nn.Module:
     """A freshly initialised network by name, the same one for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"vgg16": VGG16, "resnet18": ResNet18}[network](num_classes, width)
+        return resolve_name(NETWORKS[network].build)(num_classes, width)

@@ -28,20 +28,6 @@ ANP_MASKS = Recipe(0, 0.2, batch_size=128, weight_decay=0.0)  # as many steps as
 ANP_STEPS = 2000  # ANP's own; the release's loop comes to 16
 
 
-@dataclass(frozen=True)
-class Perturbation:
-    """The label-consistent attack's projected gradient ascent, on the scale of 0 to 255: the largest change of a
-    pixel, the size of a step, and how many steps."""
-
-    epsilon: int
-    step: float = 1.5
-    steps: int = 100
-
-
-PERTURBATIONS = {"mnist": Perturbation(64), "cifar10": Perturbation(8), "gtsrb": Perturbation(16)}
-"""By dataset, as BackdoorBox has them."""
-
-
 def older_rates(stages: tuple[Recipe, Recipe]) -> tuple[Recipe, Recipe]:
     """Purifier's stages with the learning rates of the release's older compiled configuration: 1e-3, a tenth of it
     after a quarter and after half of the epochs, then 8e-3 with weight decay 5e-4."""

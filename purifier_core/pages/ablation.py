@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.lab.cells import LABELS, SWITCHES
+from purifier_core.lab.cells import SWITCHES
 from purifier_core.lab.experiments.beyond import WITH, WITHOUT, Change
 from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing, inside
@@ -27,7 +28,7 @@ _ABOUT = {name: switch.about for name, switch in SWITCHES.items()} | {
 
 def label(change: Change) -> str:
     """A change in words: the switch and its value, and what it is turned on for."""
-    target = f"{change.attack}, no defense" if change.attack else LABELS[change.defense]
+    target = f"{change.attack}, no defense" if change.attack else METHODS[change.defense].label
     init = dict(change.base).get("init")
     return f"{change.switch}={change.value}: {target}{f' ({init})' if init else ''}"
 
@@ -114,7 +115,7 @@ def reading(results: Results) -> list[str]:
 
 def _side(_: Results, place: tuple[Change, Column]) -> str:
     change, column = place
-    return label(change) if column == WITH else f"{LABELS[change.defense]} as intended"
+    return label(change) if column == WITH else f"{METHODS[change.defense].label} as intended"
 
 
 def rates(results: Results) -> pd.DataFrame:
@@ -126,7 +127,7 @@ def rates(results: Results) -> pd.DataFrame:
             for column, name in ((WITHOUT, "released: 0.01, 0.01"), (WITH, "older: 0.001 falling, then 0.008")):
                 pair = [ours.get((change, column, metric)) for metric in METRICS]
                 sides[name] = " / ".join(value.text() for value in pair if value) or "missing"
-            lines[LABELS[change.defense]] = sides
+            lines[METHODS[change.defense].label] = sides
     return pd.DataFrame.from_dict(lines, orient="index")
 
 

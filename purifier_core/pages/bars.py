@@ -8,11 +8,10 @@ from collections.abc import Hashable, Mapping
 
 import pandas as pd
 
-from purifier_core.lab.cells import LABELS
 from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.methods import DATASETS, title
 from purifier_core.lab.records import published
 from purifier_core.lab.results import Results
-from purifier_core.pages.report import TITLES
 from purifier_core.pages.seeds import Decision, Judgement, all_of, by_run, by_start, decide, for_each_start
 from purifier_core.recipes import GRANULARITIES, INITS
 
@@ -28,8 +27,8 @@ Bars = Mapping[Column, float]
 def stated(dataset: str, columns: list[Column]) -> dict[Column, float]:
     """The published bars of a dataset; the one bar of a module stands under each start."""
     table = published("figure13")
-    mine = table[table.dataset == TITLES[dataset].replace("-", "")].set_index("method").one_minus_asr_per_epoch_percent
-    return {column: float(mine[LABELS[column.defense]]) for column in columns}
+    mine = table[table.dataset == title(dataset).replace("-", "")].set_index("method").one_minus_asr_per_epoch_percent
+    return {column: float(mine[column.name]) for column in columns}
 
 
 def methods(results: Results, init: str) -> list[Column]:
@@ -59,7 +58,7 @@ def rank_correlations(results: Results, dataset: str, init: str) -> dict[Hashabl
 def in_order(results: Results, init: str) -> dict[str, Decision]:
     """By dataset, whether our bars have the published order in every seed."""
     return {
-        TITLES[dataset]: decide({k: r >= SAME_ORDER for k, r in rank_correlations(results, dataset, init).items()})
+        title(dataset): decide({k: r >= SAME_ORDER for k, r in rank_correlations(results, dataset, init).items()})
         for dataset in results.experiment.rows(results.profile)
     }
 
@@ -82,10 +81,10 @@ def lead(results: Results) -> Judgement:
     for init in INITS:
         columns = methods(results, init)
         asked[init] = {
-            TITLES[dataset]: decide({k: module_leads(bars) for k, bars in ours(results, dataset, columns).items()})
+            title(dataset): decide({k: module_leads(bars) for k, bars in ours(results, dataset, columns).items()})
             for dataset in LED
         }
-    leading = [TITLES[d] for d in TITLES if module_leads(stated(d, methods(results, "full")))]
-    failing = [TITLES[d] for d in LED if TITLES[d] not in leading]
+    leading = [title(d) for d in DATASETS if module_leads(stated(d, methods(results, "full")))]
+    failing = [title(d) for d in LED if title(d) not in leading]
     verdict = by_start({init: all_of(each) for init, each in asked.items()})
     return Judgement(", ".join(leading), for_each_start(asked), verdict, failing)

@@ -11,10 +11,11 @@ import pandas as pd
 
 from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3, Table4
+from purifier_core.lab.methods import DATASETS, title
 from purifier_core.lab.records import Store
 from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import anomaly, bars, sensitivity
-from purifier_core.pages.report import TITLES, provenance
+from purifier_core.pages.report import provenance
 from purifier_core.pages.seeds import Decision, Judgement, by_start
 from purifier_core.pages.statistics import TAKEN, estimate
 from purifier_core.recipes import GRANULARITIES, INITS
@@ -116,8 +117,8 @@ CLAIMS = (
     Claim(
         "A.2, Figure 13",
         "Within an epoch a module of Purifier has the largest effect of all.",
-        f"The highest bar is a module's on {' and '.join(TITLES[d] for d in bars.LED)}. On "
-        f"{', '.join(TITLES[d] for d in TITLES if d not in bars.LED)} it is not in the published figure either.",
+        f"The highest bar is a module's on {' and '.join(title(d) for d in bars.LED)}. On "
+        f"{', '.join(title(d) for d in DATASETS if d not in bars.LED)} it is not in the published figure either.",
         lambda e: bars.lead(e.bars),
     ),
     Claim(

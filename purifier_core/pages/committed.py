@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.files import ROOT
-from purifier_core.lab.cells import LABELS
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store, current
@@ -60,7 +59,10 @@ def table(found: Beside) -> pd.DataFrame:
     for column, records in found.records.items():
         line = []
         for metric in METRICS:
-            run, stated = ours.get((found.row, column, metric)), paper.get((found.row, LABELS[column.defense], metric))
+            run, stated = (
+                ours.get((found.row, column, metric)),
+                paper.get((found.row, column.name, metric)),
+            )
             line += ["–" if run is None else f"{run.mean:.1f}", measured(records, metric).text()]
             line += ["–" if stated is None else f"{stated:.1f}"]
         lines.append([*line, str(len(records))])
@@ -97,7 +99,7 @@ def _near(found: Beside, values: dict[tuple[Column, str], Estimate]) -> int:
     paper = paper_values(found.results.experiment)
 
     def near(column: Column, metric: str) -> bool:
-        value, stated = values.get((column, metric)), paper.get((found.row, LABELS[column.defense], metric))
+        value, stated = values.get((column, metric)), paper.get((found.row, column.name, metric))
         return value is not None and stated is not None and abs(value.mean - stated) <= NEAR
 
     return sum(all(near(column, metric) for metric in METRICS) for column in found.records)

@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.files import ROOT
-from purifier_core.lab.cells import LABELS, Cell
+from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments import EXPERIMENTS
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3, Table4
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import look_up
@@ -97,7 +98,7 @@ def methods(store: Store | None = None) -> pd.DataFrame:
             if row and column.label not in lines and wanted in (None, column.defense):
                 lines[column.label] = _cost(found)
     frame = pd.DataFrame.from_dict(lines, orient="index")
-    return frame.rename(index={LABELS["none"]: "the backdoored network"})
+    return frame.rename(index={METHODS["none"].label: "the backdoored network"})
 
 
 def _cost(found: list[Record]) -> dict[str, str]:

@@ -7,14 +7,14 @@ given. A gap is a stage whose network is not the result: the Finetuning with whi
 import math
 from typing import Any
 
-from purifier_core.lab.cells import LABELS
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.methods import title
 from purifier_core.lab.records import Record, published
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
 from purifier_core.pages.efficiency import PRINTED, by_column
-from purifier_core.pages.report import METRICS, TITLES, paper_values
+from purifier_core.pages.report import METRICS, paper_values
 from purifier_core.pages.scrutiny import epochs_of
 
 COLOURS = {"acc": "#0f766e", "asr": drawing.OURS}
@@ -37,7 +37,7 @@ def end_point(dataset: str, column: Column) -> dict[str, float]:
     On MNIST Table 3's row of 3,000 clean images. Elsewhere ASR alone, from the bar of Figure 13 and the number of
     epochs, where the published numbers leave one such number.
     """
-    name = LABELS[column.defense]
+    name = column.name
     if dataset == "mnist":
         stated = paper_values(Table3())
         return {metric: stated[3000, name, metric] for metric in METRICS if (3000, name, metric) in stated}
@@ -73,7 +73,7 @@ def figure(results: Results, dataset: str) -> Any:
         axis.set_title(column.label, loc="left", fontsize=10.5, pad=3)
     for line in axes:
         line[0].set_ylabel("%" if found else "")
-    picture.suptitle(f"{TITLES[dataset]}, epochs of the defense", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    picture.suptitle(f"{title(dataset)}, epochs of the defense", x=0.01, ha="left", fontsize=11, fontweight="bold")
     handles = [plt.Line2D([], [], color=COLOURS[metric], label=metric.upper()) for metric in METRICS]
     handles.append(plt.Line2D([], [], linestyle=":", color="0.4", label="new stage"))
     handles.append(drawing.ring("published end"))

@@ -6,15 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.lab.cells import BOUNDS
 from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.methods import ATTACKS, bounds, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import heatmap, inside
-from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
 from purifier_core.pages.heatmap import NONE
 from purifier_core.pages.overview import seconds
-from purifier_core.pages.report import METRICS, TITLES, grouped
+from purifier_core.pages.report import METRICS, grouped
 from purifier_core.pages.statistics import (
     DECIDES,
     TAKEN,
@@ -34,7 +33,7 @@ WEAKENED = 50.0
 COST = 5.0
 UNBOUNDED = "has no threshold"
 
-AIMED = {"adaptive_purifier": GRANULARITIES, "adaptive_bound": BOUNDS}
+AIMED = {"adaptive_purifier": GRANULARITIES, "adaptive_bound": bounds()}
 """The defenses that each attacker knows."""
 
 RULES = (
@@ -49,12 +48,12 @@ RULES = (
 def row_label(row: tuple[str, str]) -> str:
     """An attack on a dataset in words."""
     attack, dataset = row
-    return f"{TITLES[dataset]}, {ATTACK_LABELS[attack]}"
+    return f"{title(dataset)}, {ATTACKS[attack].label}"
 
 
 def _short_label(row: tuple[str, str]) -> str:
     attack, dataset = row
-    return f"{TITLES[dataset]} {ATTACK_LABELS[attack].partition(' (')[0].removeprefix('BadNets, ')}"
+    return f"{title(dataset)} {ATTACKS[attack].label.partition(' (')[0].removeprefix('BadNets, ')}"
 
 
 def taken(results: Results) -> list[Any]:
@@ -148,9 +147,9 @@ def _by_dataset(records: dict[tuple[str, str], list[Record]]) -> str:
     """The attacks on each dataset, with their mean ASR in percent where there is a result, in words."""
     found: dict[str, list[str]] = {}
     for row, mine in records.items():
-        title = TITLES[row[1]]
+        dataset = title(row[1])
         asr = f" {measured(mine, 'asr').mean:.0f}" if mine else ""
-        found.setdefault(title, []).append(_short_label(row).removeprefix(f"{title} ") + asr)
+        found.setdefault(dataset, []).append(_short_label(row).removeprefix(f"{dataset} ") + asr)
     return "; ".join(f"{dataset} {', '.join(names)}" for dataset, names in found.items())
 
 
@@ -195,7 +194,7 @@ def table(results: Results) -> pd.DataFrame:
             continue
         for column in results.experiment.columns():
             attack, dataset = row
-            line = {"dataset": TITLES[dataset], "attack": ATTACK_LABELS[attack], "defense": column.label}
+            line = {"dataset": title(dataset), "attack": ATTACKS[attack].label, "defense": column.label}
             mine = found.get((row, column), [])
             gap = "missing" if (row, column) in places else "–"
             lines.append(line | (_numbers(mine, found.get((row, NONE), [])) if mine else dict.fromkeys(_HEADS, gap)))

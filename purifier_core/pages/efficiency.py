@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.lab.cells import LABELS
 from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.methods import title
 from purifier_core.lab.records import Record, published
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing, inside
-from purifier_core.pages.report import TITLES, grouped
+from purifier_core.pages.report import grouped
 from purifier_core.pages.statistics import Estimate, estimate, measured, results_of, runs, took
 
 PRINTED = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}  # as the paper prints them
@@ -45,10 +45,10 @@ def bars(results: Results) -> pd.DataFrame:
     lines = []
     for row, column in results.experiment.places(results.profile):
         if column.defense != "none":  # the paper's one bar of a module stands beside each of ours
-            value = stated[PRINTED[row], LABELS[column.defense]]
-            lines.append({"dataset": TITLES[row], "method": column.label, "source": "published", "value": value})
+            value = stated[PRINTED[row], column.name]
+            lines.append({"dataset": title(row), "method": column.label, "source": "published", "value": value})
     for (name, column), mine in by_seed(results).items():
-        lines.append({"dataset": TITLES[name], "method": column.label, "source": "ours", "value": mine.mean})
+        lines.append({"dataset": title(name), "method": column.label, "source": "ours", "value": mine.mean})
     return pd.DataFrame(lines)
 
 
@@ -63,12 +63,12 @@ def table(results: Results) -> pd.DataFrame:
             continue
         value = ours.get((row, column))
         texts = {
-            "published": f"{stated[TITLES[row], column.label]:.2f}",
+            "published": f"{stated[title(row), column.label]:.2f}",
             "ours": value.text(2) if value else "no threshold" if (row, column) in found else "missing",
             "n": str(len(found.get((row, column), []))),
         }
         for source, text in texts.items():
-            lines.setdefault((TITLES[row], source), {})[column.label] = text
+            lines.setdefault((title(row), source), {})[column.label] = text
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["dataset", "%"])
     return frame
@@ -88,14 +88,14 @@ def figure(results: Results) -> Any:
     )
     for axis, row in zip(axes[0], rows, strict=True):
         for place, column in enumerate(columns):
-            axis.scatter(stated[TITLES[row], column.label], place, **drawing.PUBLISHED_MARK, zorder=4)
+            axis.scatter(stated[title(row), column.label], place, **drawing.PUBLISHED_MARK, zorder=4)
             if value := ours.get((row, column)):
                 axis.barh(place, value.mean, 0.5, color=drawing.OURS, alpha=0.25, linewidth=0)
                 drawing.seeds(axis, value, place)
             else:
                 gap = "no threshold" if (row, column) in found else "missing"
                 axis.text(0, place + 0.34, gap, fontsize=9, color="0.35", va="center")
-        axis.set_title(TITLES[row], loc="left", fontsize=10.5)
+        axis.set_title(title(row), loc="left", fontsize=10.5)
         axis.set_xlabel("% per epoch")
         axis.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(range(len(columns)), [column.label for column in columns])
@@ -119,7 +119,7 @@ def reading(results: Results) -> list[str]:
         start = every.get((row, Column("none")), [])
         if start and not took(start):
             lines.append(
-                f"On {TITLES[row]} the backdoor did not take: before any defense ASR is "
+                f"On {title(row)} the backdoor did not take: before any defense ASR is "
                 f"{measured(start, 'asr').text()} %. Its bars tell nothing about a defense."
             )
         elif mine:
@@ -127,7 +127,7 @@ def reading(results: Results) -> list[str]:
                 f"{c.label} ({runs(len(f))})" for c, f in mine.items() if f and all((r.asr or 0.0) <= 0.05 for r in f)
             ]
             lines.append(
-                f"{TITLES[row]} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs in every seed "
+                f"{title(row)} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs in every seed "
                 f"are {', '.join(full) or 'none'}; there the bar tells the number of epochs, and nothing else."
             )
     return [*lines, *inside.notes(results)] or [f"No record at profile {results.shown} is there yet."]
@@ -161,7 +161,7 @@ def cost(results: Results) -> Any:
         axis.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(columns)), [column.label for column in columns])
     axes[0].set_ylim(len(columns) - 0.5, -0.5)
-    handles = [plt.Line2D([], [], linestyle="", marker="o", color=colours[row], label=TITLES[row]) for row in rows]
+    handles = [plt.Line2D([], [], linestyle="", marker="o", color=colours[row], label=title(row)) for row in rows]
     picture.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False)
     plt.close(picture)
     return picture

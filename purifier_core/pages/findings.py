@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from purifier_core.lab.cells import BOUNDS, COMPARED, LABELS
 from purifier_core.lab.experiments.grids import Column, module
+from purifier_core.lab.methods import COLUMNS, METHODS, bounds
 from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages.defenses import COST, REMOVED
 from purifier_core.pages.seeds import Decision, decide
@@ -112,7 +112,7 @@ def keeps_the_backdoor(settings: Settings) -> Finding | None:
     places = [Place(place_name(s), attack_name(s), stays(r), _asr(r)) for s, r in every.items() if r]
     others = {g: settings.records(MAIN, module(g, "full")) for g in ("channel", "cube")}
     places += [
-        Place(f"{place_name(MAIN)}, BadNets, the other modules", LABELS[g], stays(r), _asr(r))
+        Place(f"{place_name(MAIN)}, BadNets, the other modules", METHODS[g].label, stays(r), _asr(r))
         for g, r in others.items()
         if r
     ]
@@ -137,7 +137,7 @@ def gaps(settings: Settings, init: str, crops: bool) -> Gaps:
     modules = {g: settings.records(MAIN, module(g, init), crops) for g in GRANULARITIES}
     found = {}
     for seed in sorted(set.intersection(*(set(records) for records in modules.values()))):
-        away = [_away(records[seed], LABELS[g]) for g, records in modules.items()]
+        away = [_away(records[seed], METHODS[g].label) for g, records in modules.items()]
         found[seed] = (fmean(acc for acc, _ in away), fmean(asr for _, asr in away))
     return found
 
@@ -162,7 +162,7 @@ def comes_from_fresh_weights(settings: Settings) -> Finding | None:
 
     def near(granularity: str, crops: bool) -> Decision:
         records = settings.records(MAIN, module(granularity, "random"), crops)
-        return decide({s: max(_away(r, LABELS[granularity])) <= NEAR / 100 for s, r in records.items()})
+        return decide({s: max(_away(r, METHODS[granularity].label)) <= NEAR / 100 for s, r in records.items()})
 
     by_acc = [
         fmean(every["full", crops][seed][0] - every["random", crops][seed][0] for seed in seeds)
@@ -178,7 +178,7 @@ def comes_from_fresh_weights(settings: Settings) -> Finding | None:
         f"{points('random', True)} with crops, which the release has; {points('full', False)} from the backdoored "
         f"network without crops; {points('full', True)} with. ASR tells the starts apart, {alone}.",
         decision,
-        tuple(Place(words[crops], LABELS[g], near(g, crops)) for crops in words for g in GRANULARITIES),
+        tuple(Place(words[crops], METHODS[g].label, near(g, crops)) for crops in words for g in GRANULARITIES),
     )
 
 
@@ -227,7 +227,7 @@ _IMAGES = ("clean", "triggered")
 
 def seeds_differ(settings: Settings) -> Finding | None:
     """The same defense removes a backdoor with one seed and leaves it with another."""
-    columns = [module(d, "full") if d in GRANULARITIES else Column(d) for d in COMPARED[1:]]
+    columns = [module(d, "full") if d in GRANULARITIES else Column(d) for d in COLUMNS[1:]]
     every = {c: _asr(records) for c in columns if len(records := settings.records(MAIN, c)) >= DECIDES}
     wide = {column: value for column, value in every.items() if value.high - value.low >= APART}
     if not wide:
@@ -253,7 +253,7 @@ def removes(settings: Settings, setting: Setting, column: Column) -> Decision:
 
 def none_removes_all(settings: Settings) -> Finding | None:
     """No defense removes every backdoor that took."""
-    defenses = [module(d, "full") if d in GRANULARITIES else Column(d) for d in (*COMPARED[1:], *BOUNDS)]
+    defenses = [module(d, "full") if d in GRANULARITIES else Column(d) for d in (*COLUMNS[1:], *bounds())]
     rows = [setting for setting in settings.taken() if setting[1] == MAIN[1]]
     every = {c: {row: removes(settings, row, c) for row in rows if settings.records(row, c)} for c in defenses}
     removed = {c: [row for row, decision in each.items() if decision.answer] for c, each in every.items()}
@@ -262,14 +262,14 @@ def none_removes_all(settings: Settings) -> Finding | None:
         return None
     best = max(defenses, key=lambda column: len(removed[column]))
     places = [
-        Place(f"{LABELS[column.defense]} does not remove", name(row), Decision(True, every[column][row].n))
+        Place(f"{column.name} does not remove", name(row), Decision(True, every[column][row].n))
         for column, rows in left.items()
         for row in rows
     ]
     return Finding(
         "No defense here removes every backdoor.",
         f"To remove means: an ASR of at most {REMOVED:g}, and an ACC at most {COST:g} points lower. "
-        f"{LABELS[best.defense]} removes most, {len(removed[best])} of {len(removed[best]) + len(left[best])} that "
+        f"{best.name} removes most, {len(removed[best])} of {len(removed[best]) + len(left[best])} that "
         f"the seeds decide; not {_and(name(row) for row in left[best])}.",
         Decision(True, min(every[c][rows[0]].n for c, rows in left.items())),
         tuple(places),

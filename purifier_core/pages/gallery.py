@@ -7,21 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifier_core.lab.cells import ATTACKS
+from purifier_core.lab.methods import ATTACKS, PAPER, attacks, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
-from purifier_core.pages.report import METRICS, TITLES, grouped
+from purifier_core.pages.report import METRICS, grouped
 from purifier_core.pages.statistics import TAKEN, measured, took
-
-LABELS = {
-    "badnets": "BadNets (four corners)",
-    "trojan": "Trojan",
-    "blend": "Blend",
-    "sig": "SIG",
-    "cl": "CL",
-    "adaptive_purifier": "BadNets, knows Purifier",
-    "adaptive_bound": "BadNets, knows bounds",
-}
 
 
 def by_attack(results: Results) -> dict[tuple[str, str], list[Record]]:
@@ -37,8 +27,8 @@ def table(results: Results) -> pd.DataFrame:
         mine = found.get((attack, dataset), [])
         for metric in METRICS:
             shown = measured(mine, metric).text(2) if mine else "missing"
-            lines.setdefault((TITLES[dataset], metric.upper()), {})[LABELS[attack]] = shown
-        lines.setdefault((TITLES[dataset], "n"), {})[LABELS[attack]] = str(len(mine))
+            lines.setdefault((title(dataset), metric.upper()), {})[ATTACKS[attack].label] = shown
+        lines.setdefault((title(dataset), "n"), {})[ATTACKS[attack].label] = str(len(mine))
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["dataset", "%"])
     return frame
@@ -49,12 +39,10 @@ def reading(results: Results) -> list[str]:
     lines = []
     for dataset in dict.fromkeys(dataset for _, dataset in results.experiment.rows(results.profile)):
         there = {attack: mine for (attack, name), mine in by_attack(results).items() if name == dataset}
-        strong = [LABELS[attack] for attack, mine in there.items() if took(mine)]
-        weak = [f"{LABELS[a]} (ASR {measured(m, 'asr').text()})" for a, m in there.items() if not took(m)]
+        strong = [ATTACKS[attack].label for attack, mine in there.items() if took(mine)]
+        weak = [f"{ATTACKS[a].label} (ASR {measured(m, 'asr').text()})" for a, m in there.items() if not took(m)]
         if there:
-            line = (
-                f"{TITLES[dataset]} (profile {results.shown}): an ASR of {100 * TAKEN:g} % or more in every seed for "
-            )
+            line = f"{title(dataset)} (profile {results.shown}): an ASR of {100 * TAKEN:g} % or more in every seed for "
             lines.append(f"{line}{', '.join(strong) or 'none'}. Did not take: {', '.join(weak) or 'none'}.")
     return lines or [f"No record at profile {results.shown} is there yet."]
 
@@ -69,7 +57,7 @@ def figure(results: Results) -> Any:
     datasets = list(dict.fromkeys(dataset for _, dataset in found)) or ["mnist"]
     drawing, axes = plt.subplots(
         2 * len(datasets),
-        1 + len(ATTACKS),
+        1 + len(attacks(PAPER)),
         figsize=(9, 3.1 * len(datasets) + 0.3),
         squeeze=False,
         layout="constrained",
@@ -79,13 +67,13 @@ def figure(results: Results) -> Any:
         axis.set_axis_off()
     for number, dataset in enumerate(datasets):
         above, below = axes[2 * number], axes[2 * number + 1]
-        for place, attack in enumerate(ATTACKS, start=1):
+        for place, attack in enumerate(attacks(PAPER), start=1):
             if number == 0:
-                above[place].set_title(LABELS[attack].replace(" (", "\n("), fontsize=10)
+                above[place].set_title(ATTACKS[attack].label.replace(" (", "\n("), fontsize=10)
             if record := found.get((attack, dataset)):
                 clean, stamped = (_pixels(record.diagnostics["sample"][name]) for name in ("clean", "triggered"))
                 above[0].imshow(clean)
-                above[0].set_title(f"{TITLES[dataset]}, clean", fontsize=10)
+                above[0].set_title(f"{title(dataset)}, clean", fontsize=10)
                 above[place].imshow(stamped)
                 change = stamped.astype(float) - clean
                 below[place].imshow(np.clip(0.5 + change / 2 / max(1.0, np.abs(change).max()), 0, 1))

@@ -3,13 +3,12 @@
 import textwrap
 from typing import Any
 
-from purifier_core.lab.cells import BOUNDS
 from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.methods import ATTACKS, bounds, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
-from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
-from purifier_core.pages.report import TITLES, grouped
+from purifier_core.pages.report import grouped
 from purifier_core.pages.statistics import measured, paired, results_of
 
 _COLOURS = "blend:#bcd9e3,#f6d5a8,#c2410c,#5c1a08"
@@ -58,15 +57,15 @@ def _lines(rows: list[Any]) -> list[tuple[str, Any]]:
     """From top to bottom: a dataset's name without a row, then its attacks, each with its row."""
     lines: list[tuple[str, Any]] = []
     for attack, dataset in rows:
-        if (TITLES[dataset], None) not in lines:
-            lines.append((TITLES[dataset], None))
-        lines.append((ATTACK_LABELS[attack].partition(" (")[0].removeprefix("BadNets, "), (attack, dataset)))
+        if (title(dataset), None) not in lines:
+            lines.append((title(dataset), None))
+        lines.append((ATTACKS[attack].label.partition(" (")[0].removeprefix("BadNets, "), (attack, dataset)))
     return lines
 
 
 def _across(columns: list[Column]) -> list[float]:
     """Where the columns begin: a gap after "No Defense", and one before what is ours."""
-    ours = [number for number, column in enumerate(columns) if column.defense in BOUNDS]
+    ours = [number for number, column in enumerate(columns) if column.defense in bounds()]
     return [n + 0.3 * (n > 0) + 0.3 * bool(ours and n >= ours[0]) for n in range(len(columns))]
 
 

@@ -10,15 +10,14 @@ from importlib import metadata
 
 import pandas as pd
 
-from purifier_core.lab.cells import LABELS, PAPER_TRAIN_SIZE
 from purifier_core.lab.experiments import EXPERIMENTS
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.experiments.supplement import SUPPLEMENT
+from purifier_core.lab.methods import DATASETS, title
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store, current
 from purifier_core.lab.results import Results, begun, look_up, widened
 from purifier_core.pages import anomaly, bars
-from purifier_core.pages.report import TITLES
 from purifier_core.pages.seeds import Decision, Run, ask, numbers_by_run, published_run
 from purifier_core.pages.statistics import TAKEN, estimate
 
@@ -125,7 +124,6 @@ def origins(store: Store | None = None) -> pd.DataFrame:
     return found
 
 
-ORIGINAL_TEST_SIZE = {"mnist": 10_000, "cifar10": 10_000, "gtsrb": 12_630}
 """Test images of each original dataset."""
 
 
@@ -138,12 +136,12 @@ def copies(store: Store | None = None) -> str:
         if counted is None:
             continue
         there = [int(number.replace(",", "")) for number in counted.groups()]
-        whole = [PAPER_TRAIN_SIZE[dataset], ORIGINAL_TEST_SIZE[dataset]]
+        whole = [DATASETS[dataset].train, DATASETS[dataset].test]
         if there == whole:
-            lines.append(f"{TITLES[dataset]} is whole: {there[0]:,} training and {there[1]:,} test images.")
+            lines.append(f"{title(dataset)} is whole: {there[0]:,} training and {there[1]:,} test images.")
         else:
             lines.append(
-                f"{TITLES[dataset]} is not: the copy has {there[0]:,} of {whole[0]:,} training and {there[1]:,} of "
+                f"{title(dataset)} is not: the copy has {there[0]:,} of {whole[0]:,} training and {there[1]:,} of "
                 f"{whole[1]:,} test images. Poison ratios and clean sizes are shares of these."
             )
     return " ".join(sorted(lines, key=lambda line: " is not: " in line))
@@ -167,7 +165,7 @@ def _table(results: Results) -> tuple[str, str, str]:
     for column in results.experiment.columns():
         init = dict(column.switches).get("init")
         group = f"<code>{init}</code>" if init else "undefended" if column.defense == "none" else "compared"
-        groups.setdefault(group, {})[LABELS[column.defense]] = ask(every, [(row, column) for row in rows], near)
+        groups.setdefault(group, {})[column.name] = ask(every, [(row, column) for row in rows], near)
     counted = {group: _count(asked) for group, asked in groups.items()}
     verdict = {group: _how_many(asked).text(_word(asked), "does not") for group, asked in groups.items()}
     return "ACC and ASR of each defense", _lines(counted), _lines(verdict)
@@ -242,8 +240,8 @@ def _figure13(results: Results) -> tuple[str, str, str]:
     ours, verdict = {}, {}
     for init in results.experiment.init:  # type: ignore[attr-defined]
         for dataset in results.experiment.rows(results.profile):
-            name = f"<code>{init}</code>, {TITLES[dataset]}"
+            name = f"<code>{init}</code>, {title(dataset)}"
             correlations = bars.rank_correlations(results, dataset, init)
             ours[name] = ", ".join(f"{value:.2f}" for value in sorted(correlations.values())) or "missing"
-            verdict[name] = bars.in_order(results, init)[TITLES[dataset]].text("same order", "another order")
+            verdict[name] = bars.in_order(results, init)[title(dataset)].text("same order", "another order")
     return "bars of (1 - ASR) / epochs", f"rank correlation in each seed<br>{_lines(ours)}", _lines(verdict)

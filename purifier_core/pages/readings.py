@@ -6,30 +6,29 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.lab.cells import LABELS
 from purifier_core.lab.experiments.beyond import Setting
 from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.methods import METHODS, NETWORKS, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing, report
-from purifier_core.pages.report import METRICS, TITLES, estimates, grouped
+from purifier_core.pages.report import METRICS, estimates, grouped
 from purifier_core.pages.statistics import Estimate, decided, estimate, paired, runs
 from purifier_core.recipes import GRANULARITIES, INITS
 
-_NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
 _ANSWERS = {"label": ("the image's class", "#0f766e"), "mask": ("the mask's class", "#c2410c")}
 
 
 def setting_label(setting: Setting) -> str:
     """A setting in words."""
     plain = "" if setting.augment else ", not augmented"
-    return f"{TITLES[setting.dataset]}, {_NETWORKS[setting.network]}, {setting.clean_size:,}{plain}"
+    return f"{title(setting.dataset)}, {NETWORKS[setting.network].label}, {setting.clean_size:,}{plain}"
 
 
 def paper_values() -> dict[tuple[int, str, str], float]:
     """Table 3's published percentages of Purifier by (clean size, granularity, metric)."""
-    names = {LABELS[g]: g for g in GRANULARITIES}
+    names = {METHODS[g].label: g for g in GRANULARITIES}
     every = report.paper_values(Table3())
     return {(size, names[m], metric): value for (size, m, metric), value in every.items() if m in names}
 
@@ -45,7 +44,7 @@ def table(results: Results) -> pd.DataFrame:
             for metric in METRICS:
                 stated = paper.get((setting.clean_size, granularity, metric)) if setting.dataset == "mnist" else None
                 values = {name: ours.get((setting, column, metric)) for name, column in columns.items()}
-                lines[setting_label(setting), LABELS[granularity], metric.upper()] = {
+                lines[setting_label(setting), METHODS[granularity].label, metric.upper()] = {
                     "published": "–" if stated is None else f"{stated:.1f}",
                     **{name: value.text() if value else "missing" for name, value in values.items()},
                     "n": " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:])))) or "–",
@@ -138,7 +137,7 @@ def trend(results: Results) -> pd.DataFrame:
             before, after = (found.get((end, module(g, init)), []) for end in (small, large))
             gain = paired(after, before, "acc")
             line[init] = gain.text(2, "+") if gain else "missing"
-        lines[LABELS[g]] = line
+        lines[METHODS[g].label] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
@@ -163,7 +162,8 @@ def reading(results: Results) -> list[str]:
             name = max(best, key=lambda g: best[g].mean)
             lines.append(
                 f"{setting_label(setting)}: the same network trained on the clean images alone reaches an ACC of "
-                f"{alone.text()} %; with the best module from fresh weights, {LABELS[name]}, {best[name].text()} %."
+                f"{alone.text()} %; with the best module from fresh weights, {METHODS[name].label}, "
+                f"{best[name].text()} %."
             )
     return lines or [f"No record at profile {results.shown} is there yet."]
 
@@ -249,13 +249,13 @@ def figure(results: Results) -> Any:
                 if line in tests:
                     shares = {r.cell.seed: r.diagnostics["clean"]["wrong_mask"][answer] for r in tests[line]}
                     drawing.seeds(axis, estimate(shares), place, colour)
-        axis.set_title(f"{TITLES[setting.dataset]},\n{_NETWORKS[setting.network]}", fontsize=10.5, loc="left")
+        axis.set_title(f"{title(setting.dataset)},\n{NETWORKS[setting.network].label}", fontsize=10.5, loc="left")
         axis.set_xlim(-6, 106)
         axis.set_xlabel("% of images")
         axis.grid(axis="y", visible=False)
         for line_above in (2.5, 5.5):
             axis.axhline(line_above, color="0.2", linewidth=0.8)
-    axes[0, 0].set_yticks(range(len(lines)), [f"{LABELS[g]} ({init})" for g, init in lines])
+    axes[0, 0].set_yticks(range(len(lines)), [f"{METHODS[g].label} ({init})" for g, init in lines])
     axes[0, 0].set_ylim(len(lines) - 0.4, -0.6)
     handles = [plt.Line2D([], [], linestyle="", marker="o", color=colour, label=w) for w, colour in _ANSWERS.values()]
     picture.legend(

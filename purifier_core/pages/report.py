@@ -7,15 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from purifier_core.lab.cells import LABELS
 from purifier_core.lab.experiments.grids import Column, Experiment
+from purifier_core.lab.methods import title
 from purifier_core.lab.records import Record, published
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
 from purifier_core.pages.statistics import TAKEN, Estimate, measured, number, results_of, runs
 
 METRICS = ("acc", "asr")
-TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "gtsrb": "GTSRB"}
 
 
 def grouped(results: Results) -> dict[tuple[Any, Column], list[Record]]:
@@ -56,7 +55,7 @@ def row_head(experiment: Experiment, row: Any) -> Any:
 def row_label(experiment: Experiment, row: Any) -> str:
     """A value of the table's axis in words."""
     if experiment.axis == "dataset":
-        return TITLES[row]
+        return title(row)
     return f"{row} clean images" if experiment.axis == "clean_size" else f"poison ratio {100 * row:g} %"
 
 
@@ -75,7 +74,7 @@ def table(results: Results) -> pd.DataFrame:
             lines = {
                 column.label: _lines(
                     ours.get((row, column, metric)),
-                    paper.get((row, LABELS[column.defense], metric)),
+                    paper.get((row, column.name, metric)),
                     bool(behind.get((row, column))),
                 )
                 for column in experiment.columns()
@@ -152,7 +151,7 @@ def glued(results: Results) -> dict[str, Any]:
         for metric in METRICS:
             value = ours.get((usual, column, metric))
             values[f"{name}_{metric}"] = math.nan if value is None else value.mean
-            stated = paper.get((usual, LABELS[column.defense], metric), math.nan)
+            stated = paper.get((usual, column.name, metric), math.nan)
             values[f"{prefix}_published_{column.defense}_{metric}"] = stated
     return values
 
@@ -199,9 +198,9 @@ def reading(results: Results) -> list[str]:
         f"{', '.join(high) or 'none'}."
     ]
     gaps = {
-        c: max(abs(v.mean - paper[row, LABELS[c.defense], metric]) for metric, v in zip(METRICS, pair, strict=True))
+        c: max(abs(v.mean - paper[row, c.name, metric]) for metric, v in zip(METRICS, pair, strict=True))
         for c, pair in shown.items()
-        if (row, LABELS[c.defense], "acc") in paper
+        if (row, c.name, "acc") in paper
     }
     if gaps:
         near = [c.label for c, gap in gaps.items() if gap <= 2]
@@ -224,9 +223,9 @@ def figure(results: Results) -> Any:
     picture, axes = plt.subplots(
         1, 2, figsize=(drawing.WIDTH, 0.32 * len(columns) + 1.6), sharey=True, layout="constrained", dpi=160
     )
-    for axis, metric, title in zip(axes, METRICS, ("ACC: higher is better", "ASR: lower is better"), strict=True):
+    for axis, metric, heading in zip(axes, METRICS, ("ACC: higher is better", "ASR: lower is better"), strict=True):
         for place, column in enumerate(columns):
-            value, stated = ours.get((row, column, metric)), paper.get((row, LABELS[column.defense], metric))
+            value, stated = ours.get((row, column, metric)), paper.get((row, column.name, metric))
             if stated is not None:
                 axis.scatter(stated, place, **drawing.PUBLISHED_MARK, zorder=4)
             if value is not None:
@@ -236,7 +235,7 @@ def figure(results: Results) -> Any:
                 axis.axhline(place - 0.5, color="0.2", linewidth=0.8)
         axis.set_xlim(-5, 105)
         axis.set_xlabel("percent")
-        axis.set_title(title, fontsize=10.5, loc="left")
+        axis.set_title(heading, fontsize=10.5, loc="left")
     axes[0].set_yticks(range(len(columns)), [c.label for c in columns])
     axes[0].set_ylim(len(columns) - 0.4, -0.6)
     for axis in axes:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from purifier_core.lab.cells import LABELS
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
@@ -150,7 +149,10 @@ def published_run(results: Results) -> Run:
     """The paper's numbers of a table, by row and column; its one number of a module stands under each start."""
     stated = paper_values(results.experiment)
     return {
-        (row, column): (stated[row, LABELS[column.defense], "acc"], stated[row, LABELS[column.defense], "asr"])
+        (row, column): (
+            stated[row, column.name, "acc"],
+            stated[row, column.name, "asr"],
+        )
         for row in results.experiment.rows(results.profile)
         for column in results.experiment.columns()
     }

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from purifier_core.lab.cells import LABELS
 from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.results import Results
 from purifier_core.pages.seeds import (
     Judgement,
@@ -53,16 +53,16 @@ def insensitivity(results: Results, names: Sequence[str]) -> Judgement:
     def places(granularity: str, init: str) -> list[Place]:
         return [(row, module(granularity, init)) for row in rows]
 
-    asked = {init: {LABELS[g]: ask(every, places(g, init), insensitive) for g in names} for init in INITS}
+    asked = {init: {METHODS[g].label: ask(every, places(g, init), insensitive) for g in names} for init in INITS}
     verdict = by_start({init: all_of(each) for init, each in asked.items()})
     passing, failing = [], []
     for g in names:
         values = {place: stated[place] for place in places(g, "full")}
         lowest = min(acc for acc, _ in values.values())
         if insensitive(values):
-            passing.append(LABELS[g])
+            passing.append(METHODS[g].label)
         else:
-            failing.append(f"{LABELS[g]} (lowest ACC {lowest:.2f} %)")
+            failing.append(f"{METHODS[g].label} (lowest ACC {lowest:.2f} %)")
     stating = ", ".join(passing) or "none"
     return Judgement(stating, for_each_start(asked), verdict, failing)
 
@@ -85,7 +85,7 @@ def descent(results: Results) -> Judgement:
     most, least = max(Table3.every), min(Table3.every)
     asked, full, published, published_full = {}, [], {}, []
     for defense in BASELINES:
-        name, ends = LABELS[defense], [(size, Column(defense)) for size in (most, least)]
+        name, ends = METHODS[defense].label, [(size, Column(defense)) for size in (most, least)]
         asked[name] = ask(every, ends, _worse)
         published[name] = _worse({place: stated[place] for place in ends})
         full += [name] if _at_ceiling([run[ends[0]] for run in every.values() if ends[0] in run]) else []
@@ -117,7 +117,7 @@ def lead(results: Results) -> Judgement:
 
     def leader(values: Values, columns: list[Column]) -> str:
         best = max(columns, key=lambda c: _score(values, c))
-        return f"{LABELS[best.defense]} {_score(values, best):.1f}"
+        return f"{best.name} {_score(values, best):.1f}"
 
     answers, told = {}, []
     for init in INITS:

@@ -4,20 +4,17 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from purifier_core.lab.cells import ATTACKS
 from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.experiments.supplement import share
+from purifier_core.lab.methods import ATTACKS, DATASETS, NETWORKS, PAPER, attacks, title
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store, current
-from purifier_core.pages.gallery import LABELS as ATTACK_LABELS
-from purifier_core.pages.report import TITLES
 from purifier_core.pages.statistics import DECIDES, measured, took
 from purifier_core.recipes import GRANULARITIES
 
 SIZE = 3000
 """Clean images on the scale of MNIST's 60,000; another dataset gives the same share."""
 
-NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
 Setting = tuple[str, str, str]  # dataset, network, attack
 BySeed = dict[int, Record]
 MAIN: Setting = ("mnist", "vgg16", "badnets")
@@ -50,11 +47,11 @@ class Settings:
 def _sorted_in(records: Iterable[Record], crops: bool = True) -> dict[Setting, dict[Column, BySeed]]:
     """The records of a usual clean size and poison ratio, with random crops of the clean images or without."""
     found: dict[Setting, dict[Column, BySeed]] = {}
-    for record in sorted(records, key=lambda r: (list(TITLES).index(r.cell.dataset), r.cell.network != "vgg16")):
+    for record in sorted(records, key=lambda r: (list(DATASETS).index(r.cell.dataset), r.cell.network != "vgg16")):
         cell, switches = record.cell, dict(record.cell.switches)
         init = switches.pop("init", "full")
         usual = switches == ({} if crops else {"defence_aug": "off"}) and cell.poison_ratio == 0.1
-        if usual and cell.attack in ATTACKS and cell.clean_size in (0, share(SIZE, cell.dataset)):
+        if usual and cell.attack in attacks(PAPER) and cell.clean_size in (0, share(SIZE, cell.dataset)):
             column = module(cell.defense, init) if cell.defense in GRANULARITIES else Column(cell.defense)
             setting = (cell.dataset, cell.network, cell.attack)
             found.setdefault(setting, {}).setdefault(column, {})[cell.seed] = record
@@ -63,12 +60,12 @@ def _sorted_in(records: Iterable[Record], crops: bool = True) -> dict[Setting, d
 
 def attack_name(setting: Setting) -> str:
     """The attack of a setting, in short."""
-    return ATTACK_LABELS[setting[2]].partition(" (")[0]
+    return ATTACKS[setting[2]].label.partition(" (")[0]
 
 
 def place_name(setting: Setting) -> str:
     """The dataset and network of a setting."""
-    return f"{TITLES[setting[0]]} ({NETWORKS[setting[1]]})"
+    return f"{title(setting[0])} ({NETWORKS[setting[1]].label})"
 
 
 def name(setting: Setting) -> str:

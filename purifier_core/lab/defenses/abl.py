@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.lab.defenses import Defended, recount_batchnorm
+from purifier_core.lab.defenses import Defended, Given, recount_batchnorm
 from purifier_core.lab.profiles import ABL, Constants
 from purifier_core.recipes import Recipe
 from purifier_core.training import NO_AUGMENT, Augment, Augmented, Watch, cross_entropy, fit
@@ -121,3 +121,24 @@ def sample_losses(
     batch.draw(torch.Generator().manual_seed(seed))
     pieces = torch.arange(len(images), device=images.device).split(batch_size)
     return torch.cat([F.cross_entropy(model(batch(i)), labels[i], reduction="none") for i in pieces])
+
+
+def defend(given: Given) -> Defended:
+    """ABL in the lab. What was isolated is told by number, and how much of it bears the trigger."""
+    isolate, tune, unlearn = (given.adapted(stage) for stage in given.profile.abl)
+    defended = abl(
+        *given.data,
+        stages=(isolate, tune, unlearn),
+        remove_isolated=given.cell.switch("abl_remove_isolated") == "yes",
+        score_augmented=given.cell.switch("abl_score_aug") == "yes",
+        batchnorm=given.cell.switch("abl_bn"),
+        **given.options,
+    )
+    isolated = defended.diagnostics["isolated"]
+    stamped = sum(index < given.poisoned for index in isolated)
+    defended.diagnostics = {
+        "isolated": len(isolated),
+        "isolated_with_trigger": stamped,
+        "isolation_precision": stamped / len(isolated),
+    }
+    return defended

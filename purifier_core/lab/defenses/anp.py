@@ -6,6 +6,7 @@ below tau are pruned from the untouched model: their scale becomes 0, their shif
 """
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from purifier_core.evaluation import accuracy, held_out
-from purifier_core.lab.defenses import Defended
+from purifier_core.lab.defenses import Defended, Given
+from purifier_core.lab.draws import rounded
 from purifier_core.lab.profiles import ANP_MASKS, ANP_STEPS, Constants
 from purifier_core.recipes import Recipe
 from purifier_core.training import Augment, Watch, fit
@@ -141,3 +143,12 @@ def prune(model: nn.Module, masks: dict[str, nn.Parameter], tau: float) -> nn.Mo
         for name, mask in masks.items():
             pruned.get_parameter(f"{name}.weight")[mask <= tau] = 0.0
     return pruned
+
+
+def defend(given: Given) -> Defended:
+    """ANP in the lab. Its masks are trained without weight decay under any switch."""
+    asked = given.cell.switch("anp_steps")
+    steps = given.profile.anp_steps if asked == "profile" else int(asked)
+    masks = given.profile.anp_masks(given.cell.dataset)
+    recipe = replace(masks, bf16=rounded(given.cell, given.images.device))
+    return anp(*given.data, recipe=recipe, steps=steps, **given.options)

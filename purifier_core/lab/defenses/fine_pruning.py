@@ -12,7 +12,7 @@ from torch import nn
 
 from purifier_core.checks import one_of
 from purifier_core.evaluation import accuracy, held_out, to_float
-from purifier_core.lab.defenses import Defended
+from purifier_core.lab.defenses import Defended, Given
 from purifier_core.lab.profiles import FINE_PRUNING, Constants
 from purifier_core.recipes import Recipe
 from purifier_core.training import Augment, Watch, fit
@@ -103,3 +103,15 @@ def mean_activation(model: nn.Module, site: str, images: torch.Tensor, batch_siz
     finally:
         hook.remove()
     return torch.stack(sums).sum(0) / len(images)
+
+
+def defend(given: Given) -> Defended:
+    """Fine-pruning in the lab."""
+    return fine_pruning(
+        *given.data,
+        site=given.sites.last_conv,
+        recipe=given.adapted(given.profile.fine_pruning),
+        select=given.cell.switch("fp_select"),
+        test=given.test,
+        **given.options,
+    )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from purifier_core.lab.defenses import Defended, recount_batchnorm
+from purifier_core.lab.defenses import Defended, Given, recount_batchnorm
 from purifier_core.lab.defenses.finetuning import finetuning
 from purifier_core.lab.profiles import FINETUNING, MCR, Constants
 from purifier_core.recipes import Recipe
@@ -85,3 +85,10 @@ def mcr(
     )
     sweep = {f"{k / 10:.1f}": at(k / 10) for k in range(11)}
     return Defended(at(t), effort, {"t": t}, sweep)
+
+
+def defend(given: Given) -> Defended:
+    """MCR in the lab."""
+    tune = given.adapted(given.profile.finetuning)
+    recipe = given.adapted(given.profile.mcr)
+    return mcr(*given.data, recipe=recipe, endpoint_recipe=tune, tuned=given.tuned, **given.options)

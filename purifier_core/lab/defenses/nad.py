@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.checks import one_of
-from purifier_core.lab.defenses import Defended
+from purifier_core.lab.defenses import Defended, Given
 from purifier_core.lab.defenses.finetuning import finetuning
 from purifier_core.lab.profiles import FINETUNING, NAD_STUDENT, Constants
 from purifier_core.recipes import Recipe
@@ -73,3 +73,16 @@ def nad(
     plain = copy.deepcopy(model)  # the student without its hooks
     plain.load_state_dict(student.state_dict())
     return Defended(plain.eval(), effort)
+
+
+def defend(given: Given) -> Defended:
+    """NAD in the lab."""
+    return nad(
+        *given.data,
+        sites=given.sites.attention_sites[given.cell.switch("nad_maps")],
+        recipe=given.adapted(given.profile.nad),
+        teacher_recipe=given.adapted(given.profile.finetuning),
+        result=given.cell.switch("nad_eval"),
+        tuned=given.tuned,
+        **given.options,
+    )

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from purifier_core.checks import one_of
-from purifier_core.lab.cells import ADAPTIVE, ATTACKS, BOUNDS, COMPARED, NO_CLEAN_DATA, PAPER_TRAIN_SIZE, Cell
+from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.grids import Column, Experiment, module
 from purifier_core.lab.experiments.supplement import Table3, share
+from purifier_core.lab.methods import ATTACKS, COLUMNS, DATASETS, METHODS, OURS, PAPER, attacks, bounds
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.recipes import GRANULARITIES, INITS
 
@@ -28,15 +29,15 @@ class Attacks(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
+        one_of("dataset", self.dataset, (*DATASETS, "all"))
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The attacks and datasets asked for, as pairs."""
-        datasets = tuple(PAPER_TRAIN_SIZE) if self.dataset == "all" else (self.dataset,)
+        datasets = tuple(DATASETS) if self.dataset == "all" else (self.dataset,)
         if PROFILES[profile].data == "embedded":
             datasets = ("mnist",)
-        attacks = ATTACKS if self.attack == "all" else (self.attack,)
-        return tuple((attack, dataset) for dataset in datasets for attack in attacks)
+        names = attacks(PAPER) if self.attack == "all" else (self.attack,)
+        return tuple((attack, dataset) for dataset in datasets for attack in names)
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of ACC and ASR."""
@@ -62,7 +63,7 @@ class Defenses(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("dataset", self.dataset, (*PAPER_TRAIN_SIZE, "all"))
+        one_of("dataset", self.dataset, (*DATASETS, "all"))
 
     def whole(self) -> "Defenses":
         """Every attack on every dataset."""
@@ -70,25 +71,27 @@ class Defenses(Experiment):
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The attacks and datasets asked for, as pairs."""
-        known = (*ATTACKS, *ADAPTIVE) if self.attack == "all" else (self.attack,)
-        datasets = tuple(PAPER_TRAIN_SIZE) if self.dataset == "all" else (self.dataset,)
+        known = tuple(ATTACKS) if self.attack == "all" else (self.attack,)
+        datasets = tuple(DATASETS) if self.dataset == "all" else (self.dataset,)
         if PROFILES[profile].data == "embedded":
             datasets = ("mnist",)
         return tuple((attack, dataset) for dataset in datasets for attack in known)
 
     def columns(self) -> list[Column]:
         """No defense, the paper's, and ours."""
-        return [Column(defense) for defense in (*COMPARED, *BOUNDS)]
+        return [Column(defense) for defense in (*COLUMNS, *bounds())]
 
     def places(self, profile: str) -> list[tuple[Any, Column]]:
         """All but ABL against an attacker who knows: it trains its own network, from images that are BadNets'."""
         every = super().places(profile)
-        return [(row, column) for row, column in every if not (column.defense == "abl" and row[0] in ADAPTIVE)]
+        return [
+            (row, column) for row, column in every if not (column.defense == "abl" and ATTACKS[row[0]].group == OURS)
+        ]
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of ACC and ASR."""
         attack, dataset = row
-        size = 0 if column.defense in NO_CLEAN_DATA else share(3000, dataset)
+        size = 0 if METHODS[column.defense].data != "clean" else share(3000, dataset)
         return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
 
 
@@ -227,7 +230,7 @@ class Switches(Experiment):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell on one side of a change."""
         turned = ((row.switch, row.value),) if column == WITH else ()
-        size = 0 if row.defense in NO_CLEAN_DATA else self.clean_size
+        size = 0 if METHODS[row.defense].data != "clean" else self.clean_size
         return Cell(
             "mnist",
             self.network,

@@ -4,16 +4,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from purifier_core.checks import ConfigError, one_of
-from purifier_core.lab.cells import (
-    ADAPTIVE,
-    ATTACKS,
-    LABELS,
-    Cell,
-    check_clean_size,
-    check_poison_ratio,
-    parse_names,
-    parse_seeds,
-)
+from purifier_core.lab.cells import Cell, check_clean_size, check_poison_ratio, parse_names, parse_seeds
+from purifier_core.lab.methods import ATTACKS, METHODS, PAPER, attacks
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.recipes import GRANULARITIES, INITS
 
@@ -26,10 +18,15 @@ class Column:
     switches: tuple[tuple[str, str], ...] = ()
 
     @property
+    def name(self) -> str:
+        """The paper's name of the method."""
+        return METHODS[self.defense].label
+
+    @property
     def label(self) -> str:
-        """The paper's name of the method, with Purifier's init beside it."""
+        """The name, with Purifier's init beside it."""
         init = dict(self.switches).get("init")
-        return LABELS[self.defense] + (f" ({init})" if init else "")
+        return self.name + (f" ({init})" if init else "")
 
 
 def module(granularity: str, init: str) -> Column:
@@ -69,7 +66,7 @@ class Experiment:
             else:
                 check_poison_ratio(value)
         one_of("profile", self.profile, ("auto", *PROFILES))
-        one_of("attack", self.attack, (*ATTACKS, *ADAPTIVE, "all") if self.axis == "attack" else ATTACKS)
+        one_of("attack", self.attack, (*ATTACKS, "all") if self.axis == "attack" else attacks(PAPER))
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("curves", self.curves, ("on", "off"))
         object.__setattr__(self, "seeds", parse_seeds(self.seeds))

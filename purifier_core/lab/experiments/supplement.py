@@ -4,15 +4,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from purifier_core.checks import one_of
-from purifier_core.lab.cells import COMPARED, PAPER_TRAIN_SIZE, Cell, parse_names
+from purifier_core.lab.cells import Cell, parse_names
 from purifier_core.lab.experiments.grids import Column, Experiment, Table, module
+from purifier_core.lab.methods import COLUMNS, DATASETS
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.recipes import INITS
 
 
 def share(clean_size: int, dataset: str) -> int:
     """A clean size on MNIST's scale as the same share of another dataset."""
-    return round(clean_size * PAPER_TRAIN_SIZE[dataset] / PAPER_TRAIN_SIZE["mnist"])
+    return round(clean_size * DATASETS[dataset].train / DATASETS["mnist"].train)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Table3(Table):
     title: ClassVar[str] = "Table 3"
     axis: ClassVar[str] = "clean_size"
     every: ClassVar[tuple[Any, ...]] = (6000, 4500, 3000)
-    allowed: ClassVar[tuple[str, ...]] = tuple(m for m in COMPARED if m != "abl")
+    allowed: ClassVar[tuple[str, ...]] = tuple(m for m in COLUMNS if m != "abl")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Table4(Table):
     title: ClassVar[str] = "Table 4"
     axis: ClassVar[str] = "poison_ratio"
     every: ClassVar[tuple[Any, ...]] = (0.05, 0.01)
-    allowed: ClassVar[tuple[str, ...]] = COMPARED
+    allowed: ClassVar[tuple[str, ...]] = COLUMNS
 
     poison_ratio: Any = 0.05
 
@@ -65,7 +66,7 @@ class Figure13(Table):
     title: ClassVar[str] = "Figure 13"
     axis: ClassVar[str] = "dataset"
     every: ClassVar[tuple[Any, ...]] = ("cifar10", "mnist", "gtsrb")
-    allowed: ClassVar[tuple[str, ...]] = COMPARED
+    allowed: ClassVar[tuple[str, ...]] = COLUMNS
 
     dataset: Any = "all"
 
@@ -97,7 +98,7 @@ class Activations(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("dataset", self.dataset, ("auto", *PAPER_TRAIN_SIZE))
+        one_of("dataset", self.dataset, ("auto", *DATASETS))
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The one dataset; a profile without downloads has MNIST alone."""

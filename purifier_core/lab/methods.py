@@ -1,0 +1,136 @@
+"""Everything that has a name in the lab: one entry a thing, read by all that lists it or asks about it. Without torch.
+
+A new defense, attack, dataset or network is one entry here and the function that the entry names as
+"package.module:function". CONTRIBUTING.md shows one of each.
+"""
+
+from dataclasses import dataclass, replace
+
+PAPER, OURS, CONTROL = "paper", "ours", "control"
+"""Who has a method or an attack: the paper's tables, this book, or this book as a control that is no defense."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A defense. `function` takes a `defenses.Given` and returns a `defenses.Defended`."""
+
+    label: str
+    group: str = PAPER
+    function: str = ""
+    data: str = "clean"  # what it gets: "clean" images, the "poisoned" training set, or "nothing"
+    begins: str = "backdoored"  # the network it begins with: "backdoored", its "finetuned" copy, or a "fresh" one
+    recipes: tuple[str, ...] = ()  # the fields of a profile that bear on it
+    trains: bool = True
+
+
+_AT = "purifier_core.lab.defenses"
+_PURIFIER = Method("", function=f"{_AT}.purify:defend", recipes=("purifier",))
+_BOUND = Method("", OURS, f"{_AT}.bounds:defend", trains=False)
+
+METHODS = {
+    "none": Method("No Defense", data="nothing"),
+    "finetuning": Method("Finetuning", function=f"{_AT}.finetuning:defend", recipes=("finetuning",)),
+    "fine_pruning": Method("Fine-pruning", function=f"{_AT}.fine_pruning:defend", recipes=("fine_pruning",)),
+    "mcr": Method("MCR", function=f"{_AT}.mcr:defend", begins="finetuned", recipes=("mcr", "finetuning")),
+    "nad": Method("NAD", function=f"{_AT}.nad:defend", begins="finetuned", recipes=("nad", "finetuning")),
+    "abl": Method("ABL", function=f"{_AT}.abl:defend", data="poisoned", begins="fresh", recipes=("abl",)),
+    "anp": Method("ANP", function=f"{_AT}.anp:defend", recipes=("anp", "anp_steps")),
+    "channel": replace(_PURIFIER, label="Channel"),
+    "cube": replace(_PURIFIER, label="Cube"),
+    "feature": replace(_PURIFIER, label="Feature"),
+    "scratch": Method("From scratch", CONTROL, f"{_AT}.finetuning:from_scratch", begins="fresh", recipes=("purifier",)),
+    "bound_channel": replace(_BOUND, label="Bound-Channel"),
+    "bound_cube": replace(_BOUND, label="Bound-Cube"),
+    "bound_feature": replace(_BOUND, label="Bound-Feature"),
+}
+"""By name, in the paper's order and with its labels. "From scratch" trains a fresh network of the same kind on the
+clean set, for as long as Purifier."""
+
+COLUMNS = ("none", "finetuning", "fine_pruning", "mcr", "nad", "abl", "anp", "channel", "cube", "feature")
+"""The columns of the paper's tables."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A backdoor attack. `trigger` takes an `attacks.Making` and returns an `attacks.Trigger`."""
+
+    label: str
+    trigger: str
+    group: str = PAPER
+    reference: bool = False  # whether its poison is made with a clean network
+    teacher: str = ""  # how its network is trained, where that is not the plain way: a kind of `adaptive.Attacker`
+    begins: str = ""  # the attack whose network it goes on from
+
+
+_MAKE = "purifier_core.lab.attacks"
+
+ATTACKS = {
+    "badnets": Attack("BadNets (four corners)", f"{_MAKE}:badnets_trigger"),
+    "trojan": Attack("Trojan", f"{_MAKE}:trojan_trigger", reference=True),
+    "blend": Attack("Blend", f"{_MAKE}:blend_trigger"),
+    "sig": Attack("SIG", f"{_MAKE}:sig_trigger"),
+    "cl": Attack("CL", f"{_MAKE}:cl_trigger", reference=True),
+    "adaptive_purifier": Attack(
+        "BadNets, knows Purifier", f"{_MAKE}:badnets_trigger", OURS, teacher="units", begins="badnets"
+    ),
+    "adaptive_bound": Attack("BadNets, knows bounds", f"{_MAKE}:badnets_trigger", OURS, teacher="reach"),
+}
+"""By name. The last two are BadNets' trigger, taught to a network by an attacker who knows the defense."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """The label-consistent attack's projected gradient ascent, on the scale of 0 to 255: the largest change of a
+    pixel, the size of a step, and how many steps."""
+
+    epsilon: int
+    step: float = 1.5
+    steps: int = 100
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of 32x32 images. Its sizes are those of the original: a clean size is given on that scale."""
+
+    label: str
+    train: int
+    test: int
+    classes: int
+    perturbation: Perturbation  # as BackdoorBox has it
+    mirrored: bool = False  # whether a mirrored image means the same
+
+
+DATASETS = {
+    "mnist": Dataset("MNIST", 60_000, 10_000, 10, Perturbation(64)),
+    "cifar10": Dataset("CIFAR-10", 50_000, 10_000, 10, Perturbation(8), mirrored=True),
+    "gtsrb": Dataset("GTSRB", 39_209, 12_630, 43, Perturbation(16)),
+}
+
+
+def title(dataset: str) -> str:
+    """The name of a dataset as readers know it."""
+    return DATASETS[dataset].label
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network. `build` takes the number of classes and a width, and returns a `models.Sited`."""
+
+    label: str
+    build: str
+
+
+NETWORKS = {
+    "vgg16": Network("VGG-16", "purifier_core.lab.models:VGG16"),
+    "resnet18": Network("ResNet-18", "purifier_core.lab.models:ResNet18"),
+}
+
+
+def bounds() -> tuple[str, ...]:
+    """The names of this book's own methods."""
+    return tuple(name for name, method in METHODS.items() if method.group == OURS)
+
+
+def attacks(group: str) -> tuple[str, ...]:
+    """The names of the attacks of a group."""
+    return tuple(name for name, attack in ATTACKS.items() if attack.group == group)
