@@ -1,6 +1,7 @@
 """The `purifier` command: a face over runner, records and report."""
 
 import argparse
+import json
 import os
 import sys
 from collections import Counter
@@ -69,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bring = verbs.add_parser("import", help="add the records of such a file to those here", allow_abbrev=False)
     bring.add_argument("path", type=Path, metavar="PATH", help="the file to read")
     bring.add_argument("--replace", action="store_true", help="where a record here has other numbers, take the file's")
+    animals = verbs.add_parser("zoo", help="backdoored networks, ready to try a repair on", allow_abbrev=False)
+    animals.add_argument("name", nargs="?", metavar="NAME", help="one of them; without, they are listed")
+    animals.add_argument("--out", type=Path, metavar="FOLDER", help="write its weights, its trigger and images here")
+    animals.add_argument("--pack", action="store_true", help="put it, or all that are cached and lack, into the zoo")
+    animals.add_argument("--page", action="store_true", help="make its repairs for the book's page 'Try it'")
+    animals.add_argument("--seed", type=_plain, default=0, help="with --pack and a name: the seed, by default 0")
+    animals.add_argument("--device", default="auto", help="with --pack or --page: auto, cpu or cuda")
     chosen = vars(parser.parse_args(arguments))
     verb = chosen.pop("verb")
     try:
@@ -76,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from purifier_core.fix.run import main as fix
 
             return fix(Options(**chosen))
+        if verb == "zoo":
+            return visit(Store(), **chosen)
         if verb == "status":
             return status(Store())
         if verb == "export":
@@ -179,6 +189,29 @@ def bring_in(store: Store, path: Path, replace: bool) -> int:
     count = archive.merge(store, path, replace, say=print)
     print(f"{count['imported']} imported, {count['known']} already there, {count['refused']} refused, from {path}")
     return 1 if count["refused"] else 0
+
+
+def visit(store: Store, name: str | None, out: Path | None, pack: bool, page: bool, seed: int, device: str) -> int:
+    """List the zoo, print a card, write a network for use elsewhere, or pack networks into it."""
+    from purifier_core.lab import live, packing, zoo
+
+    if page:
+        cell = packing.cells()[one_of("network", name, live.PAGE)]
+        live.make(str(name), packing.work(store, cell, device))
+        return 0
+    if pack and name is None:
+        print(f"{packing.pack_cached(store, device, print)} networks packed into {zoo.FOLDER}")
+    elif pack:
+        cell = packing.cells(integer("seed", seed, 0, 2**31 - 1))[one_of("network", name, packing.cells())]
+        print(packing.told(packing.pack(packing.work(store, cell, device), cell)))
+    elif name is None:
+        for one in map(zoo.card, zoo.names()):
+            print(packing.told(one))
+    elif out is None:
+        print(json.dumps(zoo.card(name), indent=1))
+    else:
+        print(f"{out} holds {name}. To repair it:\n\n  {zoo.write(name, out)}")
+    return 0
 
 
 def _plain(text: str) -> Any:

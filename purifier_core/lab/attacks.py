@@ -43,10 +43,14 @@ def blend(images: torch.Tensor, seed: int, redraw: bool = False) -> torch.Tensor
     """0.8 * image + 0.2 * noise: one fixed image of uniform noise, or with `redraw` another for each image, as released
     (the trigger is then that there is noise, not which). The stream also depends on the number of images, so that
     training and test images do not share their noise."""
-    count = len(_checked(images)) if redraw else 1
-    generator = torch.Generator().manual_seed(seed + count - 1)
-    noise = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    noise = blend_noise(seed, len(_checked(images)) if redraw else 1)
     return (0.8 * images + 0.2 * noise.to(images.device)).round().to(torch.uint8)
+
+
+def blend_noise(seed: int, count: int = 1) -> torch.Tensor:
+    """Blend's uniform noise (count, 3, 32, 32), uint8."""
+    generator = torch.Generator().manual_seed(seed + count - 1)
+    return torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
 
 # One period-like row of the release's signal; every row of the image is the same.
@@ -60,8 +64,12 @@ def sig(images: torch.Tensor, sinusoid: bool = False) -> torch.Tensor:
     column = torch.arange(32, device=_checked(images).device)
     if sinusoid:
         return (images + 20 * torch.sin(2 * torch.pi * 6 * column / 32)).round().clamp(0, 255).to(torch.uint8)
-    stripes = torch.tensor(_SIGNAL, device=images.device) % 256
-    return (0.8 * images + 0.2 * stripes * 255 / 256).round().to(torch.uint8)
+    return (0.8 * images + sig_stripes().to(images.device)).round().to(torch.uint8)
+
+
+def sig_stripes() -> torch.Tensor:
+    """What the released SIG adds to each row of 0.8 of an image: (32,), on the scale 0-255."""
+    return 0.2 * (torch.tensor(_SIGNAL) % 256) * 255 / 256
 
 
 def additive(images: torch.Tensor, pattern: torch.Tensor, wrap: bool = False) -> torch.Tensor:

@@ -133,7 +133,7 @@ class Work:
 
     def triggered(self, cell: Cell) -> torch.Tensor:
         """The test images that the attack has to turn, stamped: what the ASR of a cell is measured on."""
-        return asr_set(self.split.test_images, self.split.test_labels, self._trigger(cell.backdoored()), TARGET_CLASS)
+        return asr_set(self.split.test_images, self.split.test_labels, self.trigger(cell.backdoored()), TARGET_CLASS)
 
     def _defend(self, cell: Cell, tuned: Defended | None, watch: Watch | None) -> Defended:
         method, poisoned = METHODS[cell.defense], 0
@@ -179,7 +179,7 @@ class Work:
     def _poisoned(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
         if cell.attack == "none":
             return self.split.train_images, self.split.train_labels
-        trigger = self._trigger(cell.backdoored())
+        trigger = self.trigger(cell.backdoored())
 
         def stamp(images: torch.Tensor) -> torch.Tensor:
             if cell.consistent:  # the trigger alone does the rest at test
@@ -197,7 +197,7 @@ class Work:
             clean_label=cell.consistent or cell.switch("sig_label") == "clean",
         )
 
-    def _trigger(self, cell: Cell) -> Trigger:
+    def trigger(self, cell: Cell) -> Trigger:
         """The trigger of a "none" cell; Trojan and CL's patch are made from the clean model of the same seed."""
         if cell not in self._triggers:
             making = Making(

@@ -1,0 +1,152 @@
+"""The zoo: every committed network is what its card says, and can be repaired from a fresh clone."""
+
+import shlex
+
+import pytest
+import torch
+from torchvision.datasets import ImageFolder
+
+from purifier_core import cli
+from purifier_core.checks import ConfigError
+from purifier_core.evaluation import accuracy, predict, share
+from purifier_core.lab import data, packing, zoo
+from purifier_core.lab.attacks import badnets, blend, sig
+from purifier_core.lab.cache import kept
+from purifier_core.lab.cells import TARGET_CLASS, Cell
+from purifier_core.lab.draws import derive
+from purifier_core.lab.records import Store
+
+NAMES = zoo.names()
+
+
+def test_the_zoo_is_small_enough_to_clone():
+    assert sum(file.stat().st_size for file in zoo.FOLDER.rglob("*") if file.is_file()) < 16e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_has_the_weights_of_its_card_in_half_precision(name):
+    state = zoo.read(zoo.FOLDER / name / "weights.safetensors")
+    card = zoo.card(name)
+    assert zoo.digest(state) == card["digest"]
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16, torch.int64}
+    loaded = zoo.load(name)
+    assert (loaded.stamp is None) == (card["cell"]["attack"] == "none")
+    assert loaded.model(torch.rand(2, 3, 32, 32)).shape == (2, card["classes"])
+    assert not loaded.model.training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_gives_its_cards_numbers_on_the_committed_sample(name):
+    loaded = zoo.load(name)
+    wanted = loaded.card["sample"]
+    if wanted is None:
+        pytest.skip("no sample of this dataset is committed")
+    counts = zoo.on_sample(loaded.model, loaded.stamp, loaded.card["cell"]["dataset"])
+    assert counts.keys() == wanted.keys()
+    assert all(abs(counts[key] - wanted[key]) <= 1 for key in wanted), "one image may round to another class elsewhere"
+
+
+@pytest.fixture(scope="module")
+def datasets():
+    """Each whole dataset, where it is at hand."""
+    loaded: dict = {}
+
+    def load(name):
+        if name not in loaded:
+            loaded.clear()  # one at a time in memory
+            loaded[name] = data.load(name)
+        return loaded[name]
+
+    return load
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_gives_its_cards_acc_and_asr_on_the_whole_test_set(name, datasets):
+    loaded = zoo.load(name)
+    card = loaded.card
+    try:
+        split = datasets(card["cell"]["dataset"])
+    except data.DataError:
+        pytest.skip("the dataset is not at hand")
+    if split.fingerprint != card["data"]["fingerprint"]:
+        pytest.skip(f"another copy of the dataset: the card is about {card['data']['copy']}")
+    images, labels = split.test_images, split.test_labels
+    assert len(images) == card["acc_images"]
+    assert accuracy(loaded.model, images, labels) == pytest.approx(card["acc"], abs=3e-4)
+    if loaded.stamp:
+        triggered = loaded.stamp(images[labels != TARGET_CLASS])
+        assert len(triggered) == card["asr_images"]
+        assert share(predict(loaded.model, triggered) == TARGET_CLASS) == pytest.approx(card["asr"], abs=3e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if zoo.card(name)["record"]])
+def test_rounding_costs_a_network_nothing_that_shows(name):
+    card = zoo.card(name)
+    assert card["acc"] == pytest.approx(card["record"]["acc"], abs=0.005)
+    assert card["asr"] == pytest.approx(card["record"]["asr"], abs=0.005)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if zoo.load(name).stamp and "trojan" not in name])
+def test_a_trigger_file_stamps_as_the_attack_does(name):
+    loaded = zoo.load(name)
+    cell = loaded.card["cell"]
+    images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
+    trigger = {"blend": lambda x: blend(x, derive(cell["seed"], "trigger")), "sig": sig}.get(cell["attack"], badnets)
+    assert torch.equal(loaded.stamp(images), trigger(images))
+
+
+def test_an_unknown_name_says_which_there_are():
+    with pytest.raises(ConfigError, match="mnist-badnets"):
+        zoo.load("mnist-badnet")
+
+
+def test_weights_that_are_not_the_cards_are_refused(tmp_path, monkeypatch):
+    source = zoo.FOLDER
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    for file in ("card.json", "weights.safetensors"):
+        (tmp_path / "mnist-badnets").mkdir(exist_ok=True)
+        content = bytearray((source / "mnist-badnets" / file).read_bytes())
+        if file.startswith("weights"):
+            content[-1] ^= 1
+        (tmp_path / "mnist-badnets" / file).write_bytes(content)
+    with pytest.raises(ConfigError, match="does not match its card"):
+        zoo.load("mnist-badnets")
+
+
+def test_a_network_is_repaired_from_a_fresh_clone_without_training_or_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PURIFIER_DATA", raising=False)
+    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("a dataset was asked for"))
+    folder = tmp_path / "mine"
+    assert cli.main(["zoo", "mnist-badnets", "--out", str(folder)]) == 0
+    clean, triggered = ImageFolder(str(folder / "clean")), ImageFolder(str(folder / "triggered"))
+    assert (len(clean), len(triggered)) == (zoo.IMAGES, zoo.IMAGES)
+    assert clean.classes == [f"{label:02d}" for label in range(10)]
+    assert f"{TARGET_CLASS:02d}" not in triggered.classes
+    program, *command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert program == "purifier"
+    assert cli.main(command) == 0
+    report = (folder / "purified.html").read_text()
+    assert "100.0 %" in report, "the ASR before"
+
+
+def test_the_list_shows_every_network_with_its_rates(capsys):
+    assert cli.main(["zoo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(NAMES)
+    assert all("ACC" in line for line in lines)
+
+
+def test_a_packed_network_gives_its_cards_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "PROFILE", "quick")
+    cell, store = Cell(profile="quick"), Store(tmp_path)
+    work = packing.work(store, cell, "cpu")
+    path = store.models / f"untrained-{cell.key()}.pt"
+    monkeypatch.setattr(work, "_cache_path", lambda _: path)
+    kept(store, path, lambda: work.blank(cell), lambda: (work.blank(cell).eval(), {}))
+    card = packing.pack(work, cell, tmp_path)
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    assert zoo.names() == ("mnist-badnets",)
+    loaded = zoo.load("mnist-badnets")
+    assert accuracy(loaded.model, work.split.test_images, work.split.test_labels) == card["acc"]
+    assert share(predict(loaded.model, work.triggered(cell)) == TARGET_CLASS) == card["asr"]
+    assert card["record"] is None, "no record of these weights is committed"
