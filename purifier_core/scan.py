@@ -1,0 +1,196 @@
+"""Is there a backdoor in a network, and to which class? Ours, not the paper's, and not new in its parts.
+
+For every class the scan searches a stamp that carries any image there (`stamps`). Most classes can be reached a little;
+a backdoor's class is reached far more easily than all others. The search is Neural Cleanse's (Wang et al., 2019) but
+for what is compared: the *margin* that a stamp of given size reaches, not the size that it needs.
+
+The score of a class is (its margin - the next one's) / the standard deviation of the others' among the ten foremost
+classes. Only those ten count, so that networks of 10 and of 43 classes have one scale: where margins fall off
+exponentially, the score's distribution is then the same for any number of classes. NULL holds how large the scores of
+clean networks are.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, expm1
+from typing import Any
+
+import torch
+from torch import nn
+
+from purifier_core.checks import ConfigError
+from purifier_core.evaluation import held_out, logits_of, to_float
+from purifier_core.inputs import images_of, labels_of
+from purifier_core.progress import progress
+from purifier_core.sites import unwrapped
+from purifier_core.stamps import FAMILIES, PATCH, Clean, Stamps, margins, search
+
+SUSPECTED, NOTHING, UNCLEAR = "backdoor suspected", "nothing stands out", "cannot tell"
+VERDICTS = (SUSPECTED, NOTHING, UNCLEAR)
+LEVEL = 0.05
+"""A class whose p-value is below this stands out: the share of clean networks in which one does."""
+NULL = (1.0, 0.5)
+"""Location and scale of Gumbel's distribution of clean networks' largest scores; a first guess, not yet measured."""
+
+STEPS = 40
+RESTARTS = 2
+_FOREMOST = 10  # classes that are compared
+_MEASURED = 200  # held-out images of other classes on which a stamp is measured
+_ALL = 64  # with more classes than this, a short search picks those that are searched in full
+_PICKED = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The class that stands out most in one family of stamps.
+
+    score: see above. p: the share of clean networks that show so large a score. success: the share of held-out images
+    of other classes that the stamp carries to `target`. margin: their mean margin there.
+    """
+
+    family: str
+    target: int
+    score: float
+    p: float
+    success: float
+    margin: float
+    stamp: Stamps
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a scan found. `p` is the smallest of the candidates', `reason` says why where the verdict is `cannot tell`,
+    `margins` holds each family's by class."""
+
+    verdict: str
+    candidates: tuple[Candidate, ...]
+    margins: dict[str, dict[int, float]]
+    seconds: float
+    reason: str = ""
+
+    @property
+    def p(self) -> float:
+        return min(candidate.p for candidate in self.candidates)
+
+    @property
+    def suspects(self) -> tuple[Candidate, ...]:
+        """The candidates that stand out, where the verdict is that there is a backdoor."""
+        return tuple(c for c in self.candidates if c.p < LEVEL) if self.verdict == SUSPECTED else ()
+
+
+def scan(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    families: Sequence[str] = FAMILIES,
+    steps: int = STEPS,
+    restarts: int = RESTARTS,
+    seed: int = 0,
+) -> Findings:
+    """Look for a class to which a universal stamp carries images far more easily than to any other.
+
+    images: clean ones (N, C, H, W), uint8, or float as the model takes them, on the model's device; labels (N,). The
+    stamps are measured on a fifth of them, held out of the search. A few hundred suffice. `model` stays as it is.
+
+    Time: each family takes restarts * steps * K * clamp(256 / K, 4, 16) images through the network and back for K
+    classes, 10 s for each of VGG-16 an eighth wide on a CPU. Memory does not grow with K. With more than 64
+    classes a short search (6 steps of 2 images a class) picks 32, which are searched in full.
+
+    Raises ConfigError for images or labels that cannot be used, and for fewer than 20 images.
+    """
+    started = time.perf_counter()
+    images = images_of(images, 20)
+    labels = labels_of(labels, len(images)).to(images.device)
+    model = copy.deepcopy(unwrapped(model)).eval()
+    for family in families:
+        if family not in FAMILIES:
+            raise ConfigError(f"family={family!r} is not known; allowed: {', '.join(FAMILIES)}.")
+    generator = torch.Generator().manual_seed(seed)
+    clean = Clean.of(images, labels)[torch.randperm(len(images), generator=generator).to(images.device)]
+    working, measuring = (clean[part] for part in held_out(len(images)))
+    with torch.no_grad():
+        logits = torch.cat([logits_of(model(to_float(piece))) for piece in measuring.images.split(100)])
+    classes, right = logits.shape[1], float((logits.argmax(1) == measuring.labels).float().mean())
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())}; the network has {classes} classes.")
+    candidates, found = [], {}
+    with progress("scan", total=len(families) * restarts * classes) as bar:
+        for family in families:
+            stamps, reached, success = _searched(
+                model, working, measuring, family, classes, steps, restarts, generator, bar
+            )
+            first = int(reached.argmax())
+            score = outlyingness(reached)
+            found[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
+            told = (score, p_value(score), float(success[first]), float(reached[first]))
+            candidates.append(Candidate(family, stamps.targets[first], *told, stamps[first]))
+    verdict = SUSPECTED if min(c.p for c in candidates) < LEVEL else NOTHING
+    reason = _unclear(len(images), classes, right)
+    return Findings(UNCLEAR if reason else verdict, tuple(candidates), found, time.perf_counter() - started, reason)
+
+
+def _unclear(count: int, classes: int, right: float) -> str:
+    """Why the scan cannot tell; empty where it can."""
+    if classes < 5:
+        return f"{classes} classes are too few to compare"
+    if count < 100:
+        return f"{count} images are too few; give at least 100"
+    if right < 0.4:
+        return f"the network gives the labels' classes to {right:.0%} of the images only; do the labels fit it?"
+    return ""
+
+
+def _searched(
+    model: nn.Module,
+    working: Clean,
+    measuring: Clean,
+    family: str,
+    classes: int,
+    steps: int,
+    restarts: int,
+    generator: torch.Generator,
+    bar: Any,
+) -> tuple[Stamps, torch.Tensor, torch.Tensor]:
+    """Each class's best stamp of a family over the restarts, its margin and its success on held-out images."""
+    targets = list(range(classes))
+    if classes > _ALL:
+        short = search(model, working, family, targets, steps=6, per_class=2, generator=generator)
+        reached, _ = margins(model, measuring, hard(short, measuring), most=8)
+        targets = sorted(reached.topk(_PICKED).indices.tolist())
+    per_class = min(16, max(4, 256 // classes))
+    tries = []
+    for _ in range(restarts):
+        stamps = search(model, working, family, targets, steps=steps, per_class=per_class, generator=generator)
+        tries.append((stamps, *margins(model, measuring, hard(stamps, measuring), _MEASURED)))
+        bar.update(classes)
+    best = torch.stack([reached for _, reached, _ in tries]).argmax(0).tolist()
+
+    def chosen(values: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([values[best[place]][place] for place in range(len(targets))])
+
+    kept = Stamps(family, tuple(targets), chosen([s.masks for s, *_ in tries]), chosen([s.patterns for s, *_ in tries]))
+    return kept, chosen([reached for _, reached, _ in tries]), chosen([success for *_, success in tries])
+
+
+def hard(stamps: Stamps, clean: Clean) -> Stamps:
+    """The stamps as they are measured: a patch's strongest pixels alone, at full strength."""
+    return stamps.strongest(clean.size(PATCH)) if stamps.family == "patch" else stamps
+
+
+def outlyingness(reached: torch.Tensor) -> float:
+    """How far the largest of K margins stands out of the ten largest: its lead over the next, in standard deviations of
+    the others. With fewer than four margins there is nothing to compare: 0."""
+    if len(reached) < 4:
+        return 0.0
+    first, *others = reached.double().topk(min(_FOREMOST, len(reached))).values
+    spread = float(torch.stack(others).std())
+    return float(first - others[0]) / max(spread, 1e-12)
+
+
+def p_value(score: float, null: tuple[float, float] = NULL) -> float:
+    """The share of clean networks whose largest score is at least this."""
+    location, scale = null
+    return -expm1(-exp(min(700.0, (location - score) / scale)))

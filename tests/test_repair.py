@@ -1,0 +1,181 @@
+"""The repair: stamps as they are put on images, its loss by hand, and a planted backdoor that it takes out."""
+
+import copy
+
+import pytest
+import torch
+from test_scan import IMAGES, LABELS, striped
+from torch import nn
+from torch.nn import functional as F
+
+from purifier_core import repair as repairing
+from purifier_core.repair import Bank, Repaired, Unlearning, repair, unlearn
+from purifier_core.scan import NOTHING, SUSPECTED, Candidate, Findings, scan
+from purifier_core.stamps import Clean, Stamps
+
+SHORT = Unlearning(seen=3000, lr=0.01, searches=2, steps=10, renewed=5)
+
+
+def weak(value: float, target: int = 0) -> Stamps:
+    return Stamps("pixel", (target,), torch.full((1, 1, 16, 16), 0.15), torch.full((1, 3, 16, 16), value))
+
+
+def test_weak_stamps_have_many_strengths():
+    bank = Bank(Clean.of(IMAGES, LABELS), mixed=0.0, dropout=0.4)
+    bank.first = [weak(1.0)]
+    x = torch.zeros(500, 3, 16, 16)
+    stamped = bank(x, torch.Generator().manual_seed(0))
+    strengths = stamped[:, 0, 0, 0]
+    assert (stamped == strengths[:, None, None, None]).all()
+    assert 0.05 <= strengths.min() < 0.06
+    assert 0.24 < strengths.max() <= 0.25
+
+
+def test_patches_keep_their_strongest_pixels_and_half_lack_blocks():
+    masks = torch.linspace(0, 1, 256).view(1, 1, 16, 16)
+    bank = Bank(Clean.of(IMAGES, LABELS), mixed=0.0, dropout=0.4)
+    bank.first = [Stamps("patch", (0,), masks, torch.ones(1, 3, 16, 16))]
+    stamped = bank(torch.zeros(1000, 3, 16, 16), torch.Generator().manual_seed(0))
+    sizes = stamped[:, 0].flatten(1).sum(1)
+    whole = [n for n, image in zip(sizes.tolist(), stamped, strict=True) if (image[0].flatten()[-int(n) :] == 1).all()]
+    assert set(whole) >= {3, 6, 9, 12}, "12, 24, 36 and 48 of 1,024 pixels are these of 256"
+    assert set(sizes.tolist()) <= set(range(13))
+    assert 0.4 < len([n for n in sizes.tolist() if n in (3, 6, 9, 12)]) / 1000 < 0.8
+
+
+def test_noise_replaces_a_part_of_most_stamps():
+    bank = Bank(Clean.of(IMAGES, LABELS), mixed=0.7, dropout=0.0)
+    bank.first = [weak(2.0)]  # brighter than any noise
+    stamped = bank(torch.zeros(400, 3, 16, 16), torch.Generator().manual_seed(0))
+    strengths = stamped.flatten(1).amax(1) / 2
+    replaced = (stamped[:, 0].flatten(1) < 1.9 * strengths[:, None]).float().mean(1)
+    assert 0.25 < float((replaced == 0).float().mean()) < 0.35
+    assert 0.6 < float(replaced.max()) < 0.8
+    assert float(replaced[replaced > 0].mean()) == pytest.approx(0.35, abs=0.05)
+
+
+def test_half_of_the_stamps_are_the_newest():
+    bank = Bank(Clean.of(IMAGES, LABELS), mixed=0.0, dropout=0.4)
+    bank.first, bank.newest = [weak(1.0)], [weak(-1.0)]
+    stamped = bank(torch.zeros(1000, 3, 16, 16), torch.Generator().manual_seed(0))
+    assert 0.45 < float((stamped[:, 0, 0, 0] > 0).float().mean()) < 0.55
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768), nn.Linear(768, 8)).eval()
+
+
+def test_a_step_of_unlearning_by_hand(monkeypatch):
+    """CE(f(x), z) + CE(f(S(x)), z) + 4 KL(g(x) || f(x)), z = (g(x) + onehot y) / 2; one batch, one step of SGD."""
+    given, seen = linear(), []
+    clean = Clean.of(IMAGES[:32], LABELS[:32])
+    candidate = Candidate("pixel", 0, 9.0, 0.0, 1.0, 9.0, weak(0.5))
+    how = Unlearning(lr=0.1, weight_decay=0.0, searches=0)
+    monkeypatch.setattr(Unlearning, "recipe", lambda self, count: repairing.Recipe(1, self.lr, weight_decay=0.0))
+
+    def stamp(self, x, generator):
+        seen.append(x)
+        return 0.9 * x + 0.1
+
+    monkeypatch.setattr(Bank, "__call__", stamp)
+    network, _ = unlearn(given, clean, [candidate], how, repairing.NO_AUGMENT, seed=0)
+
+    by_hand = linear()
+    (x,) = seen
+    order = [int((IMAGES[:32] / 255 - image).abs().sum((1, 2, 3)).argmin()) for image in x]
+    f, stamped, g = (net(picture).softmax(1) for net, picture in ((by_hand, x), (by_hand, 0.9 * x + 0.1), (given, x)))
+    z = (g.detach() + F.one_hot(LABELS[order], 8)) / 2
+    loss = -(z * f.log()).sum() - (z * stamped.log()).sum() + 4 * (g.detach() * (g.detach() / f).log()).sum()
+    slopes = torch.autograd.grad(loss / 32, list(by_hand.parameters()))
+    for trained, start, slope in zip(network.parameters(), by_hand.parameters(), slopes, strict=True):
+        torch.testing.assert_close(trained, start - 0.1 * slope, atol=1e-5, rtol=1e-4)
+    assert torch.equal(network[1].running_mean, given[1].running_mean), "BatchNorm's statistics stay"
+
+
+class Corner(nn.Module):
+    """A small convolutional network, trained here: a bright 3x3 corner makes it say class 6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU())
+        self.classifier = nn.Linear(256, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+def stamped(images: torch.Tensor) -> torch.Tensor:
+    images = images.clone()
+    images[:, :, -3:, -3:] = torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None, None]
+    return images
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> nn.Module:
+    images, labels = striped(800, seed=1)
+    poison = torch.cat([images, stamped(images)])
+    classes = torch.cat([labels, torch.full_like(labels, 6)])
+    model = Corner()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        for index in torch.randperm(len(poison), generator=draws).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(poison[index] / 255), classes[index]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def rates(model: nn.Module) -> tuple[float, float, float]:
+    """Of images that nothing here has seen: ACC, ASR, and the share of triggered images classified rightly."""
+    images, labels = striped(400, seed=2)
+    others = labels != 6
+    with torch.no_grad():
+        plain, triggered = model(images / 255).argmax(1), model(stamped(images[others]) / 255).argmax(1)
+    hits = (plain == labels, triggered == 6, triggered == labels[others])
+    return tuple(float(hit.float().mean()) for hit in hits)
+
+
+@pytest.fixture(scope="module")
+def repaired(backdoored):
+    return repair(backdoored, IMAGES, LABELS, how=SHORT)
+
+
+def test_a_backdoor_is_found_and_taken_out(backdoored, repaired):
+    acc, asr, _ = rates(backdoored)
+    assert acc > 0.95
+    assert asr > 0.95
+    assert isinstance(repaired, Repaired)
+    assert repaired.findings.verdict == SUSPECTED
+    assert {s.target for s in repaired.findings.suspects} == {6}
+    assert repaired.effort.seconds > repaired.findings.seconds
+    after, asr, right = rates(repaired)
+    assert after > acc - 0.05
+    assert asr < 0.1
+    assert right > 0.8
+
+
+def test_the_given_model_stays_and_a_seed_decides(backdoored, repaired):
+    before = copy.deepcopy(backdoored.state_dict())
+    again = repair(backdoored, IMAGES, LABELS, repaired.findings, how=SHORT)
+    assert all(torch.equal(before[name], value) for name, value in backdoored.state_dict().items())
+    assert all(torch.equal(repaired.state_dict()[name], value) for name, value in again.state_dict().items())
+
+
+def test_where_nothing_stands_out_nothing_changes_unless_asked(backdoored):
+    found = scan(backdoored, IMAGES, LABELS, families=["patch"], steps=1, restarts=1)
+    nothing = Findings(NOTHING, found.candidates, found.margins, 0.0)
+    same = repair(backdoored, IMAGES, LABELS, nothing)
+    assert same is not backdoored
+    assert not same.training
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in backdoored.state_dict().items())
+    changed = repair(backdoored, IMAGES, LABELS, nothing, anyway=True, how=SHORT)
+    assert isinstance(changed, Repaired)
+    assert not torch.equal(changed.model.classifier.weight, backdoored.classifier.weight)
+
+
+def test_the_training_is_bounded():
+    epochs = [Unlearning().recipe(count).epochs for count in (100, 500, 2500, 5000)]
+    assert epochs == [20, 20, 8, 4]
