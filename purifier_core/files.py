@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +37,41 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """Fill several files in the given order, flush them, then put them in place in the opposite order.
+
+    The first one is thus placed last: whoever sees it new sees the others new. Where one cannot be written or placed,
+    all are as they were before. Files get the permissions of the user's umask. Raises OSError and what `write` raises.
+    """
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in writers}
+    kept = {path: path.with_name(f".{path.name}.{os.getpid()}.kept") for path in writers}
+    placed: list[Path] = []
+    try:
+        for path, write in writers.items():
+            parts[path].touch()
+            mode = parts[path].stat().st_mode
+            write(parts[path])
+            parts[path].chmod(mode)  # some writers make a file of their own
+            with parts[path].open("rb") as handle:
+                os.fsync(handle.fileno())
+        for path in reversed(list(writers)):
+            if path.exists():
+                os.link(path, kept[path])
+            os.replace(parts[path], path)
+            placed.append(path)
+    except BaseException:
+        for path in placed:
+            if kept[path].exists():
+                os.replace(kept[path], path)
+            else:
+                path.unlink()
+        raise
+    finally:
+        for path in (*parts.values(), *kept.values()):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def save_tensors(content: Any, path: Path) -> None:

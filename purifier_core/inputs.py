@@ -22,7 +22,7 @@ def images_of(images: Any, least: int) -> torch.Tensor:
     if images.ndim != 4 or len(images) < least:
         few = {2: "at least two images"}.get(least, f"at least {least}")
         raise ConfigError(f"images of shape {tuple(images.shape)}; needed: {few}, as (N, C, H, W).")
-    if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+    if images.shape[3] in (1, 3) and min(images.shape[1:3]) > 3:
         raise ConfigError(
             f"images of shape {tuple(images.shape)} have their channels last; give images.permute(0, 3, 1, 2)."
         )

@@ -1,15 +1,18 @@
-"""A network before and after: rates with their intervals, and what its units suppress."""
+"""A network before and after: rates with their intervals, what its units suppress, and where in an image."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from purifier_core.evaluation import predict, to_float
 from purifier_core.purifier import Purified
-from purifier_core.sites import Wrapped
+from purifier_core.sites import Wrapped, channel_sizes, to_maps
 
 _Z = 1.959964  # the normal distribution's 97.5 % quantile
 
@@ -66,17 +69,25 @@ class Comparison:
     guessed: bool = False
 
     @property
+    def drop(self) -> float | None:
+        """The accuracy that was lost, as a share; None without labels."""
+        if self.labels is None:
+            return None
+        before, after = self.rates()["ACC"]
+        return before.share - after.share
+
+    @property
     def changed(self) -> Rate:
         """The clean images that are predicted as another class than before."""
-        return _rate(self.before.ne(self.after))
+        return rate(self.before.ne(self.after))
 
     def rates(self) -> dict[str, tuple[Rate, Rate]]:
         """ACC where there are labels, and ASR where there are triggered images, before and after."""
         found = {}
         if self.labels is not None:
-            found["ACC"] = (_rate(self.before.eq(self.labels)), _rate(self.after.eq(self.labels)))
+            found["ACC"] = (rate(self.before.eq(self.labels)), rate(self.after.eq(self.labels)))
         if self.target is not None and self.triggered_before is not None and self.triggered_after is not None:
-            found["ASR"] = (_rate(self.triggered_before.eq(self.target)), _rate(self.triggered_after.eq(self.target)))
+            found["ASR"] = (rate(self.triggered_before.eq(self.target)), rate(self.triggered_after.eq(self.target)))
         return found
 
     def most(self) -> list[tuple[str, float, float | None]]:
@@ -144,20 +155,59 @@ def suppression(network: Wrapped, images: torch.Tensor, batch_size: int = 64) ->
         else:
             taken[rows, number], whole[rows, number] = (f - left).sum(1).cpu(), f.abs().sum(1).cpu()
 
-    hooks = []
-    for number, unit in enumerate(units):
-        hooks += [unit.get_submodule("site").register_forward_hook(partial(keep, number))]
-        hooks += [unit.register_forward_hook(partial(note, number))]
-    try:
+    with _watching(network, keep, note):
         for piece in images.split(batch_size):
             network(to_float(piece))
             start += len(piece)
-    finally:
-        for hook in hooks:
-            hook.remove()
     least = 1e-12  # a unit may be silent
     return Suppressed(taken.sum(0) / whole.sum(0).clamp(min=least), taken.sum(1) / whole.sum(1).clamp(min=least))
 
 
-def _rate(hits: torch.Tensor) -> Rate:
+@torch.inference_mode()
+def cuts(network: Wrapped, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """Where bounds cut images (N, C, H, W): heat (N, H, W), the share of activation that is cut, summed over units.
+
+    A unit's cut F - min(F, u) is summed over channels, divided by the unit's mean |F| over these images and positions,
+    and enlarged to the images' size. Units of tokens have no place in the image and are left out.
+    """
+    heat = torch.zeros(len(images), *images.shape[2:])
+    size = heat.shape[1:]
+    inner: dict[int, torch.Tensor] = {}
+    start = 0
+
+    def keep(number: int, unit: nn.Module, _inputs: object, f: torch.Tensor) -> None:
+        inner[number] = f
+
+    def note(number: int, unit: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        f = inner.pop(number)
+        if f.ndim != 4:
+            return
+        sizes = channel_sizes(unit.get_submodule("site"))
+        whole = to_maps(f, sizes).abs().sum(1).mean().clamp(min=1e-12)
+        cut = to_maps(f - output, sizes).sum(1, keepdim=True) / whole
+        heat[start : start + len(f)] += functional.interpolate(cut, size, mode="bilinear")[:, 0].cpu()
+
+    with _watching(network, keep, note):
+        for piece in images.split(batch_size):
+            network(to_float(piece))
+            start += len(piece)
+    return heat
+
+
+@contextmanager
+def _watching(network: Wrapped, keep: Callable[..., None], note: Callable[..., None]) -> Iterator[None]:
+    """Inside, `keep` is called with each unit's number and what its site gives, `note` with what the unit gives."""
+    hooks = []
+    for number, unit in enumerate(network.wrappers()):
+        hooks += [unit.get_submodule("site").register_forward_hook(partial(keep, number))]
+        hooks += [unit.register_forward_hook(partial(note, number))]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def rate(hits: torch.Tensor) -> Rate:
+    """The share of True in a boolean tensor."""
     return Rate(int(hits.sum()), len(hits))

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from purifier_core.checks import ConfigError, integer, one_of
+from purifier_core.fix.pixels import statistics
 from purifier_core.recipes import GRANULARITIES
 
 METHODS = (*(f"bound-{g}" for g in GRANULARITIES), *GRANULARITIES)
 DEFAULT = "bound-feature"
-NORMALIZE = ("imagenet", "none")
-WEIGHTS = (".safetensors", ".pt", ".pth")
+WRITTEN = (".safetensors", ".pt", ".pth")
+READ = (*WRITTEN, ".bin", ".ckpt")
 
 
 def option(about: str, default: Any = MISSING, kind: type = str) -> Any:
@@ -23,45 +24,57 @@ def option(about: str, default: Any = MISSING, kind: type = str) -> Any:
 class Options:
     """One run of `purifier fix`. Raises ConfigError for a value that cannot be used."""
 
-    model: str = option("what makes the network: package.module:factory, found from the current folder too")
-    weights: Path = option("its weights: " + ", ".join(WEIGHTS), kind=Path)
+    model: str = option("package.module:factory, file.py:factory (both are code and run), timm:name, torchvision:name")
+    weights: Path = option("its weights: " + ", ".join(READ), kind=Path)
     images: Path = option("clean images, in a folder for each class", kind=Path)
-    out: Path = option("where the purified weights go; the report goes beside it, as .html", kind=Path)
+    out: Path = option("the file for the purified weights; the report goes beside it, as .html", kind=Path)
     method: str = option(f"{', '.join(METHODS)}; by default {DEFAULT}", DEFAULT)
-    unlabelled: bool = option("there are no class folders: take images anywhere below the folder", False, bool)
-    triggered: Path | None = option("images that are all stamped with a trigger; measured only", None, Path)
-    target: str | None = option("the attacker's class, by name or number, if known", None)
+    weights_key: str | None = option("the entry of a checkpoint that holds the weights, such as state_dict_ema", None)
     classes: int | None = option("call the factory with num_classes=N", None, int)
-    size: int = option("resize images to so many pixels, by default 224", 224, int)
-    normalize: str = option("imagenet (the default), or none: pixels from 0 to 1", "imagenet")
+    unlabelled: bool = option("there are no class folders: take images anywhere below the folder", False, bool)
+    class_names: Path | None = option("file with the model's class names in order: lines, or JSON", None, Path)
+    class_index: bool = option("the folders' names are the model's class numbers", False, bool)
+    natural: bool = option("number the folders with 2 before 10, not as text", False, bool)
+    triggered: Path | None = option("images that all carry a trigger; measured only", None, Path)
+    target: str | None = option("the attacker's class: its folder's name or its number", None)
+    size: int | None = option("pixels of the images in height and width, by default 224", None, int)
+    resize: int | None = option("first make the shorter side so long, then cut out the middle", None, int)
+    crop: bool = option("cut out the middle instead of stretching the image", False, bool)
+    normalize: str | None = option("imagenet (the default), none, half, 255, or numbers: mean,std", None)
+    skip_bad_images: bool = option("leave out images that cannot be read, and list them", False, bool)
+    trust_inputs: bool = option("go on where accuracy says that labels or pixels are wrong", False, bool)
     sites: str = option("the submodules to wrap, separated by commas; by default they are found", "")
     epochs: int | None = option("of each of the two stages, by default 20; not for bound-*", None, int)
     lr: float | None = option("learning rate, by default 0.01; not for bound-*", None, float)
     quantile: float | None = option("fixes the quantile of bound-*; by default it is chosen", None, float)
     budget: float | None = option("share of predictions that bound-* may change, by default 0.01", None, float)
+    max_drop: float = option("accuracy that may be lost before it is a finding, by default 0.02", 0.02, float)
+    max_asr: float = option("attack success rate that may stay before it is a finding, by default 0.1", 0.1, float)
     held_out: float = option("share of the images that only the measurement sees, by default 0.25", 0.25, float)
     seed: int = option("of the split and of the training, by default 0", 0, int)
     device: str = option("auto, cpu or cuda", "auto")
     batch_size: int = option("images at a time, by default 64", 64, int)
+    json: Path | None = option("also write the results here, for a pipeline", None, Path)
+    quiet: bool = option("print errors only", False, bool)
     force: bool = option("overwrite the files that are there", False, bool)
 
     def __post_init__(self) -> None:
         one_of("method", self.method, METHODS)
-        one_of("normalize", self.normalize, NORMALIZE)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-        one_of("the ending of out", self.out.suffix, WEIGHTS)
-        one_of("the ending of weights", self.weights.suffix, WEIGHTS)
-        integer("size", self.size, 8, 4096)
+        one_of("the ending of out", self.out.suffix, WRITTEN)
+        one_of("the ending of weights", self.weights.suffix, READ)
         integer("seed", self.seed, 0, 2**31 - 1)
         integer("batch_size", self.batch_size, 2, 100_000)
-        for name, least in (("classes", 2), ("epochs", 1)):
+        for name, least, most in (("size", 8, 4096), ("resize", 8, 4096), ("classes", 2, 10**6), ("epochs", 1, 10**6)):
             if (value := getattr(self, name)) is not None:
-                integer(name, value, least, 1_000_000)
-        for name in ("lr", "quantile", "budget"):
+                integer(name, value, least, most)
+        for name in ("lr", "quantile", "budget", "max_drop", "max_asr"):
             if (share := getattr(self, name)) is not None and not 0 < share <= 1:
                 raise ConfigError(f"{name}={share!r} is out of range; allowed: above 0, up to 1.")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out={self.held_out!r} is out of range; allowed: between 0 and 1.")
+        if self.normalize is not None:
+            statistics(self.normalize)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -74,6 +87,14 @@ class Options:
             raise ConfigError("--budget chooses the quantile that --quantile fixes; give one of them.")
         if self.target is not None and self.triggered is None:
             raise ConfigError("--target only says what --triggered images are made for; give both.")
+        orders = [name for name in ("class_names", "class_index", "natural", "unlabelled") if getattr(self, name)]
+        if len(orders) > 1:
+            flags = " and ".join("--" + name.replace("_", "-") for name in orders)
+            raise ConfigError(f"{flags} number the classes in different ways; give one of them.")
+        if self.resize is not None and self.size is not None and self.resize < self.size:
+            raise ConfigError(f"--resize {self.resize} is shorter than --size {self.size}, which is cut out of it.")
+        if self.json is not None and self.json in (self.out, self.report):
+            raise ConfigError(f"--json {self.json} is the name of another file that is written; give another.")
 
     @property
     def bounds(self) -> bool:
@@ -94,7 +115,10 @@ class Options:
 def add_to(verbs: Any) -> None:
     """Add the command to a parser's subcommands."""
     about = "purify a model of your own on a folder of clean images, and report"
-    command: argparse.ArgumentParser = verbs.add_parser("fix", help=about, description=about, allow_abbrev=False)
+    ends = "Exit status: 0 repaired within budget, 1 a finding that the report names, 2 wrong use."
+    command: argparse.ArgumentParser = verbs.add_parser(
+        "fix", help=about, description=about, epilog=ends, allow_abbrev=False
+    )
     for one in fields(Options):
         flag, kind, text = "--" + one.name.replace("_", "-"), one.metadata["kind"], one.metadata["about"]
         if kind is bool:

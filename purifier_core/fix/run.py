@@ -1,13 +1,14 @@
-"""`purifier fix` from its options to its two files."""
+"""`purifier fix` from its options to its files."""
 
+import contextlib
 import hashlib
-import importlib
-import os
+import io
+import json
+import re
 import sys
 import tempfile
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -17,200 +18,156 @@ from torch import nn
 from purifier_core.bound import Bounded, bound
 from purifier_core.checks import ConfigError
 from purifier_core.device import pick_device, prepare
-from purifier_core.evaluation import DivergedError
-from purifier_core.files import provenance, write_atomically
-from purifier_core.fix import images as folders
-from purifier_core.fix import report, weights
-from purifier_core.fix.images import Folder, stack
-from purifier_core.fix.measure import Comparison, compare
+from purifier_core.evaluation import DivergedError, to_float
+from purifier_core.files import provenance, write_together
+from purifier_core.fix import checkpoint, costs, outcome, report, weights
+from purifier_core.fix.measure import Comparison, compare, cuts
+from purifier_core.fix.network import Prepared, channels_of, line, make, prepared, unprepared
 from purifier_core.fix.options import Options
+from purifier_core.fix.pixels import choose as pixels_of
+from purifier_core.fix.reading import Images, check_inputs, check_model, choose, printable, say, target_of
 from purifier_core.purifier import Purified, purify
 from purifier_core.recipes import Recipe
-from purifier_core.sites import Wrapped
-
-_FEWEST = {True: 10, False: 2}  # images that bound, and that purify, ask for
-
-
-@dataclass(frozen=True)
-class Images:
-    """What a run reads: images for the method, and those that only the measurement sees, by path."""
-
-    folder: Folder
-    working: torch.Tensor  # indices into the folder
-    held_out: torch.Tensor
-    triggered: list[Path]
-    target: int | None
-
-    def paths(self, index: torch.Tensor) -> list[Path]:
-        """The paths of some of the folder's images."""
-        return [self.folder.paths[i] for i in index.tolist()]
-
-    def labels(self, index: torch.Tensor) -> torch.Tensor | None:
-        """Their labels, where there are any."""
-        return None if self.folder.labels is None else self.folder.labels[index]
+from purifier_core.sites import Wrapped, last_stage
 
 
 def main(options: Options) -> int:
-    """Purify, write both files, and print what changed; returns the exit status.
+    """Purify, write the files, and print what changed; returns the exit status: 0 repaired, 1 a finding.
 
     Raises ConfigError, RuntimeError or OSError, and then has written nothing.
     """
     prepare(pick_device(options.device))
+    quiet = contextlib.redirect_stdout(io.StringIO()) if options.quiet else contextlib.nullcontext()
     try:
-        fix(options)
+        with quiet:
+            _, found = fix(options)
     except KeyboardInterrupt:
         print("\nstopped; nothing was written.", file=sys.stderr)
         return 130
-    return 0
+    except ConfigError as problem:  # names from files and folders may hold anything
+        raise ConfigError(printable(str(problem))) from problem
+    return outcome.status(found)
 
 
-def fix(options: Options) -> Comparison:
-    """Purify as told, write the weights and the report, and return what was measured.
+def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
+    """Purify as told, write the weights, the report and the JSON, and return what was measured and found.
 
     Raises ConfigError for a wrong input, and DivergedError where training diverges.
     """
     started = time.perf_counter()
+    _import_all()
     _check_writable(options)
     device = pick_device(options.device)
-    model = _model(options)
-    state, notes = weights.read(options.weights)
-    if notes:
-        raise ConfigError(f"{options.weights} is purified already; purifier_core.fix.weights.load brings it back.")
-    weights.insert(model, state, options.weights)
-    chosen = _choose(options)
-    clean = stack(chosen.paths(chosen.working), options.size, options.normalize, "clean images").to(device)
-    model = model.to(device).eval()
-    outputs = _check_model(model, clean[:2], chosen, options)
+    model = make(options)
+    entry = _insert(model, options)
+    pixels = pixels_of(options, channels_of(model), getattr(model, "pretrained_cfg", None))
+    say(f"images: {pixels}")
+    chosen = choose(options, pixels)
+    network = prepared(model, pixels).to(device).eval()
+    outputs = check_model(network, chosen.pictures.images[:2].to(device), chosen, options)
+    target = target_of(options, chosen.folder.names, outputs)
+    check_inputs(network, chosen, pixels, outputs, options)
+    clean = chosen.pictures.images[chosen.working].to(device)
     try:
-        network = _purified(model, clean, chosen.labels(chosen.working), options)
+        wrapped = _purified(network, clean, chosen.labels(chosen.working), outputs, options)
     except (ConfigError, DivergedError):
         raise
     except (ValueError, TypeError, RuntimeError) as problem:
-        raise ConfigError(f"{options.method} does not fit this model: {_line(problem)}") from problem
+        told = re.sub(r"(?<![\w.])network\.", "", line(problem))  # the name that `Prepared` has for it
+        raise ConfigError(f"{options.method} does not fit this model: {told}") from problem
     del clean
-    found = _measure(model, network, chosen, options, device)
+    comparison, held_out, triggered = _measure(network, wrapped, chosen, target, options)
+    found = outcome.findings(options, comparison)
     facts = report.Facts(
         options=options,
-        classes=chosen.folder.classes,
-        paths=chosen.paths(chosen.held_out),
-        effort=network.effort,
+        pixels=pixels,
+        names=chosen.folder.names,
+        outputs=outputs,
+        working=len(chosen.working),
+        clean=held_out,
+        triggered=triggered,
+        effort=wrapped.effort,
         seconds=time.perf_counter() - started,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         read=_digest(options.weights),
+        entry=entry,
         provenance=provenance(torch.cuda.get_device_name() if device.type == "cuda" else "cpu"),
-        outputs=outputs,
-        choice=_choice(network),
+        findings=found,
+        choice=_choice(wrapped),
+        notes=chosen.notes,
+        skipped=chosen.skipped,
     )
-    _write(network, facts, found)
-    for line in (*report.summary(facts, found), f"{options.out}", f"{options.report}"):
-        print(line)
-    return found
+    _write(unprepared(wrapped), facts, comparison)
+    for text in (*report.summary(facts, comparison), f"{options.out}", f"{options.report}"):
+        say(text)
+    return comparison, found
+
+
+def _import_all() -> None:
+    """Import what is used later, before any code of the reader's runs: nothing beside a model file is taken for it."""
+    import scipy.optimize  # noqa: F401
+    from PIL import Image
+
+    Image.init()
+    with contextlib.suppress(ConfigError):
+        checkpoint.library()
 
 
 def _check_writable(options: Options) -> None:
-    folder = options.out.parent
-    if not folder.is_dir():
-        raise ConfigError(f"the folder {folder} of --out does not exist.")
-    for path in (options.out, options.report):
+    for path in (options.out, options.report, *([options.json] if options.json else [])):
+        if not path.parent.is_dir():
+            raise ConfigError(f"the folder {path.parent} of {path.name} does not exist.")
         if path.is_dir():
-            raise ConfigError(f"{path} is a folder; name a file with --out.")
+            raise ConfigError(f"{path} is a folder; name a file.")
         if path.exists() and not options.force:
-            raise ConfigError(f"{path} exists; give --force to overwrite it, or another --out.")
-    if options.out.exists() and options.weights.exists() and options.out.samefile(options.weights):
-        raise ConfigError("--out and --weights are the same file.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as problem:
-        raise ConfigError(f"the folder {folder} of --out cannot be written ({problem.strerror}).") from problem
+            raise ConfigError(f"{path} exists; give --force to overwrite it, or another name.")
+        if path.exists() and options.weights.exists() and path.samefile(options.weights):
+            raise ConfigError(f"{path} and --weights are the same file.")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as problem:
+            raise ConfigError(
+                f"the folder {path.parent} of {path.name} cannot be written ({problem.strerror})."
+            ) from problem
 
 
-def _model(options: Options) -> nn.Module:
-    """What the factory makes; any failure of its code becomes a ConfigError."""
-    module, _, name = options.model.partition(":")
-    if not module or not name:
-        raise ConfigError(f"model={options.model!r} is not understood; write package.module:factory.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except AttributeError as problem:
-        raise ConfigError(f"model={options.model!r}: {module} has no {name}.") from problem
-    except Exception as problem:
-        raise ConfigError(f"model={options.model!r} cannot be imported: {_line(problem)}") from problem
-    try:
-        model = factory() if options.classes is None else factory(num_classes=options.classes)
-    except Exception as problem:
-        hint = "" if options.classes else " A factory that takes num_classes gets it by --classes."
-        raise ConfigError(f"model={options.model!r} cannot be called: {_line(problem)}.{hint}") from problem
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model={options.model!r} returns a {type(model).__name__}, no torch.nn.Module.")
-    return model
-
-
-def _choose(options: Options) -> Images:
-    folder = folders.anywhere(options.images) if options.unlabelled else folders.by_class(options.images)
-    count, least = len(folder.paths), _FEWEST[options.bounds]
-    held_out = max(1, round(options.held_out * count))
-    if count - held_out < least:
-        raise ConfigError(
-            f"{options.images} holds {count} images, of which {held_out} are held out for the measurement; "
-            f"{options.method} needs at least {least} more."
-        )
-    if not options.bounds and len(folder.classes) < 2:
-        raise ConfigError(f"{options.images} holds one class, {folder.classes[0]!r}; {options.method} needs two.")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed))
-    triggered = folders.anywhere(options.triggered).paths if options.triggered else []
-    target = None if options.target is None else _class(options.target, folder.classes)
-    return Images(folder, order[held_out:], order[:held_out], triggered, target)
-
-
-def _class(name: str, classes: tuple[str, ...]) -> int:
-    if name in classes:
-        return classes.index(name)
-    if name.isdecimal():
-        return int(name)
-    raise ConfigError(f"target={name!r} is no class; known: {', '.join(classes) or 'numbers only, without labels'}.")
-
-
-def _check_model(model: nn.Module, example: torch.Tensor, chosen: Images, options: Options) -> int:
-    """How many classes the model knows; raises ConfigError where it does not fit the images."""
-    shape = " x ".join(map(str, example.shape[1:]))
-    try:
-        with torch.no_grad():
-            logits = model(example)
-    except Exception as problem:
-        raise ConfigError(f"the model does not take images of {shape}: {_line(problem)}. Is --size right?") from problem
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ConfigError(f"the model gives {got} for 2 images of {shape}; needed: logits of shape (2, classes).")
-    if not logits.isfinite().all():
-        raise ConfigError("the model's outputs are no finite numbers; are these its weights?")
-    known = logits.shape[1]
-    if len(chosen.folder.classes) > known:
-        raise ConfigError(f"{options.images} has {len(chosen.folder.classes)} class folders; the model knows {known}.")
-    if chosen.target is not None and chosen.target >= known:
-        raise ConfigError(f"target={options.target} is out of range; the model knows the classes 0 to {known - 1}.")
-    return known
+def _insert(model: nn.Module, options: Options) -> str:
+    """Load the weights into the model; returns the entry of the file that they were under."""
+    content, notes = checkpoint.read(options.weights)
+    if notes:
+        raise ConfigError(f"{options.weights} is purified already; purifier_core.fix.weights.load brings it back.")
+    states = checkpoint.states(content, options.weights, options.weights_key)
+    entry = weights.insert(model, states, options.weights)
+    if len(states) > 1:
+        say(f"weights: {entry!r} of {', '.join(map(repr, states))}; --weights-key takes another")
+    return entry
 
 
 def _purified(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None, options: Options
+    model: Prepared, images: torch.Tensor, labels: torch.Tensor | None, outputs: int, options: Options
 ) -> Bounded | Purified:
-    sites = [site.strip() for site in options.sites.split(",")] if options.sites else None
+    sites = [f"network.{site.strip()}" for site in options.sites.split(",")] if options.sites else None
     if options.bounds:
-        return bound(
-            model,
-            images,
-            options.granularity,
-            options.quantile,
-            budget=options.budget or 0.01,
-            sites=sites,
-            batch_size=options.batch_size,
-            seed=options.seed,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no bounds keep the budget")  # the outcome says so
+            return bound(
+                model,
+                images,
+                options.granularity,
+                options.quantile,
+                budget=options.budget or outcome.BUDGET,
+                sites=sites,
+                batch_size=options.batch_size,
+                seed=options.seed,
+            )
     assert labels is not None
+    if sites is None and (table := getattr(model.network, "purifier_sites", None)):
+        sites = [f"network.{site}" for site in table[options.granularity]]
+    sites = sites or list(last_stage(model, to_float(images[:2])))
     recipe = Recipe(options.epochs or 20, options.lr or 0.01, batch_size=options.batch_size)
+    for text in costs.estimate(model, images, sites, outputs, recipe, options.granularity):
+        say(text)
     return purify(
         model,
         images,
@@ -222,55 +179,69 @@ def _purified(
     )
 
 
-def _measure(model: nn.Module, network: Wrapped, chosen: Images, options: Options, device: torch.device) -> Comparison:
-    images = stack(chosen.paths(chosen.held_out), options.size, options.normalize, "held-out images").to(device)
-    stamped, labels = None, chosen.labels(chosen.held_out)
-    if chosen.triggered:
-        stamped = stack(chosen.triggered, options.size, options.normalize, "triggered images").to(device)
-    labels = None if labels is None else labels.to(device)
-    return compare(model, network, images, labels, stamped, chosen.target, options.batch_size)
+def _measure(
+    model: Prepared, wrapped: Wrapped, chosen: Images, target: int | None, options: Options
+) -> tuple[Comparison, report.Shown, report.Shown | None]:
+    """The comparison, and the held-out and triggered images with where bounds cut them."""
+    device, batch = model.mean.device, options.batch_size
+    held_out, triggered = chosen.pictures.images[chosen.held_out], None
+    labels, stamped = chosen.labels(chosen.held_out), None
+    if chosen.triggered is not None and chosen.stamped is not None:
+        stamped = chosen.triggered.images.to(device)
+    comparison = compare(
+        model, wrapped, held_out.to(device), None if labels is None else labels.to(device), stamped, target, batch
+    )
+
+    def shown(paths: list[Path], images: torch.Tensor) -> report.Shown:
+        heat = cuts(wrapped, images.to(device), batch) if options.bounds else None
+        return report.Shown(paths, images, heat)
+
+    if chosen.triggered is not None and chosen.stamped is not None:
+        paths = [chosen.stamped.paths[place] for place in chosen.triggered.places.tolist()]
+        triggered = shown(paths, chosen.triggered.images)
+    return comparison, shown(chosen.paths(chosen.held_out), held_out), triggered
 
 
 def _choice(network: Bounded | Purified) -> str:
     if isinstance(network, Purified):
         return ""
-    told = f", quantile {network.quantile:g}"
+    text = f", quantile {network.quantile:g}"
     if network.changed is not None:
-        told += f", which changes {100 * network.changed:.1f} % of the predictions on a fifth of the method's images"
-    return told
+        text += f", which changes {100 * network.changed:.1f} % of the predictions on a fifth of the method's images"
+    return text
 
 
-def _write(network: Wrapped, facts: report.Facts, found: Comparison) -> None:
-    """Both files or neither; what was there before is lost only if both can be written."""
+def _write(network: Wrapped, facts: report.Facts, comparison: Comparison) -> None:
+    """All files or none; the weights are placed last, and what was there stays where one cannot be written."""
     options = facts.options
-    notes = {"size": options.size, "normalize": options.normalize, "classes": list(facts.classes)}
+    notes = {
+        "size": facts.pixels.size,
+        "pixels": facts.pixels.as_dict(),
+        "classes": {str(n): c for n, c in facts.names.items()},
+    }
+    digest = ""
 
-    def both(part: Path) -> None:
+    def fill(part: Path) -> None:
+        nonlocal digest
         weights.write(network, part, options.out.suffix, **notes)
-        page = report.page(facts, found, _digest(part))
-        write_atomically(options.report, lambda half: half.write_text(page, encoding="utf-8"))
-        placed.append(options.report)
+        digest = _digest(part)
 
-    placed: list[Path] = []
+    def draw(part: Path) -> None:
+        part.write_text(report.whole(facts, comparison, digest), encoding="utf-8")
+
+    def dump(part: Path) -> None:
+        content = outcome.as_json(facts, comparison, digest)
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    writers = {options.out: fill, options.report: draw} | ({options.json: dump} if options.json else {})
     try:
-        write_atomically(options.out, both)
-    except BaseException as problem:
-        for path in placed:
-            with suppress(OSError):
-                path.unlink()
-        if not isinstance(problem, Exception):
-            raise
+        write_together(writers)
+    except Exception as problem:
         cause = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
-        told = cause.strerror if isinstance(cause, OSError) else _line(cause)
-        raise ConfigError(f"{options.out} cannot be written ({told}); nothing was.") from problem
+        text = cause.strerror if isinstance(cause, OSError) else line(cause)
+        raise ConfigError(f"{options.out} cannot be written ({text}); nothing was.") from problem
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _line(problem: Exception) -> str:
-    """The first line of an exception, with its type."""
-    text = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {text[0]}" if text else type(problem).__name__
