@@ -35,3 +35,39 @@ class Recipe:
 
 
 PURIFIER_STAGES = (Recipe(20, 0.01), Recipe(20, 0.01))  # the heads alone, then everything
+
+
+@dataclass(frozen=True)
+class Scanning:
+    """How long `scan` searches, and what counts as standing out."""
+
+    steps: int = 40  # of each search
+    restarts: int = 2  # searches for each class and family, of which the best counts
+    level: float = 0.05  # a class stands out below this p-value: the share of clean networks in which one does
+    location: float = 1.0  # of Gumbel's distribution of clean networks' largest scores
+    scale: float = 0.5  # and its scale; both a first guess, not yet measured
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """How long `repair` unlearns, how fast, and with which stamps. Not yet tuned."""
+
+    lr: float = 0.002  # the largest: a line up to it over the first 30 % of the epochs, and one down to 0
+    weight_decay: float = 5e-4
+    seen: int = 20_000  # clean images to train on, repeats included; from 4 to 20 epochs
+    most: int = 5_000  # different images that it trains on at most
+    searches: int = 5  # stamps for each suspected class and family, beside the scan's
+    steps: int = 40  # of each search
+    renewed: int = 30  # of each search against the network as it is
+    per_step: int = 24  # images in a step of a search
+    dropout: float = 0.4  # the share of an 8x8 grid's blocks that a patch may lack
+    mixed: float = 0.7  # how often noise replaces some of a stamp's pixels, and how many at most
+    distilled: float = 4.0  # weight of the given network's answers to plain images
+
+    def recipe(self, count: int) -> Recipe:
+        """The training on so many images."""
+        epochs = min(20, max(4, round(self.seen / count)))
+        return Recipe(epochs, self.lr, weight_decay=self.weight_decay, cycle=True)
+
+
+SCANNING, UNLEARNING = Scanning(), Unlearning()

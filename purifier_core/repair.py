@@ -12,7 +12,7 @@ al., 2023), distillation, and bounded activations.
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,36 +21,12 @@ from torch.nn import functional as F
 from purifier_core.bound import Bounded, bound
 from purifier_core.evaluation import logits_of, to_float
 from purifier_core.inputs import images_of, labels_of
-from purifier_core.recipes import Recipe
+from purifier_core.recipes import UNLEARNING, Unlearning
 from purifier_core.scan import Candidate, Findings, hard, scan
 from purifier_core.sites import unwrapped
 from purifier_core.stamps import STRENGTHS, Clean, Stamps, blocks, search
 from purifier_core.training import NO_AUGMENT, Augment, Effort, fit
 
-
-@dataclass(frozen=True)
-class Unlearning:
-    """How long, how fast, and with which stamps. Not yet tuned."""
-
-    lr: float = 0.002  # the largest: a line up to it over the first 30 % of the epochs, and one down to 0
-    weight_decay: float = 5e-4
-    seen: int = 20_000  # clean images to train on, repeats included; from 4 to 20 epochs
-    most: int = 5_000  # different images that it trains on at most
-    searches: int = 5  # stamps for each suspected class and family, beside the scan's
-    steps: int = 40  # of each search
-    renewed: int = 30  # of each search against the network as it is
-    per_step: int = 24  # images in a step of a search
-    dropout: float = 0.4  # the share of an 8x8 grid's blocks that a patch may lack
-    mixed: float = 0.7  # how often noise replaces some of a stamp's pixels, and how many at most
-    distilled: float = 4.0  # weight of the given network's answers to plain images
-
-    def recipe(self, count: int) -> Recipe:
-        """The training on so many images."""
-        epochs = min(20, max(4, round(self.seen / count)))
-        return Recipe(epochs, self.lr, weight_decay=self.weight_decay, cycle=True)
-
-
-UNLEARNING = Unlearning()
 _PATCHES = (36, 16, 48, 24)  # of 1,024 pixels: the sizes that patches are searched with
 _KEPT = (12, 24, 36, 48)  # and those with which they are put on an image
 
@@ -76,6 +52,14 @@ class Bank:
             if len(places):
                 stamped[places] = self._put(stamps, x[places], generator)
         return stamped
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """The newest stamps, for `checkpoints`."""
+        return [vars(stamps).copy() for stamps in self.newest]
+
+    def set_state(self, state: list[dict[str, Any]]) -> None:
+        """Go on from what `get_state` gave."""
+        self.newest = [Stamps(**kept) for kept in state]
 
     def _put(self, every: list[Stamps], x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         drawn = torch.randint(sum(map(len, every)), (len(x),), generator=generator)
@@ -191,7 +175,7 @@ def unlearn(
         augment=augment,
         loss=loss,
         watch=renew,
-        carried=[draws],
+        carried=[draws, bank],
         title="unlearning",
     )
     return network, effort

@@ -6,8 +6,8 @@ for what is compared: the *margin* that a stamp of given size reaches, not the s
 
 The score of a class is (its margin - the next one's) / the standard deviation of the others' among the ten foremost
 classes. Only those ten count, so that networks of 10 and of 43 classes have one scale: where margins fall off
-exponentially, the score's distribution is then the same for any number of classes. NULL holds how large the scores of
-clean networks are.
+exponentially, the score's distribution is then the same for any number of classes. `recipes.Scanning` holds how large
+clean networks' scores are.
 """
 
 import copy
@@ -24,18 +24,12 @@ from purifier_core.checks import ConfigError
 from purifier_core.evaluation import held_out, logits_of, to_float
 from purifier_core.inputs import images_of, labels_of
 from purifier_core.progress import progress
+from purifier_core.recipes import SCANNING, Scanning
 from purifier_core.sites import unwrapped
 from purifier_core.stamps import FAMILIES, PATCH, Clean, Stamps, margins, search
 
 SUSPECTED, NOTHING, UNCLEAR = "backdoor suspected", "nothing stands out", "cannot tell"
 VERDICTS = (SUSPECTED, NOTHING, UNCLEAR)
-LEVEL = 0.05
-"""A class whose p-value is below this stands out: the share of clean networks in which one does."""
-NULL = (1.0, 0.5)
-"""Location and scale of Gumbel's distribution of clean networks' largest scores; a first guess, not yet measured."""
-
-STEPS = 40
-RESTARTS = 2
 _FOREMOST = 10  # classes that are compared
 _MEASURED = 200  # held-out images of other classes on which a stamp is measured
 _ALL = 64  # with more classes than this, a short search picks those that are searched in full
@@ -69,6 +63,7 @@ class Findings:
     margins: dict[str, dict[int, float]]
     seconds: float
     reason: str = ""
+    level: float = SCANNING.level
 
     @property
     def p(self) -> float:
@@ -77,7 +72,7 @@ class Findings:
     @property
     def suspects(self) -> tuple[Candidate, ...]:
         """The candidates that stand out, where the verdict is that there is a backdoor."""
-        return tuple(c for c in self.candidates if c.p < LEVEL) if self.verdict == SUSPECTED else ()
+        return tuple(c for c in self.candidates if c.p < self.level) if self.verdict == SUSPECTED else ()
 
 
 def scan(
@@ -86,8 +81,7 @@ def scan(
     labels: torch.Tensor,
     *,
     families: Sequence[str] = FAMILIES,
-    steps: int = STEPS,
-    restarts: int = RESTARTS,
+    how: Scanning = SCANNING,
     seed: int = 0,
 ) -> Findings:
     """Look for a class to which a universal stamp carries images far more easily than to any other.
@@ -95,7 +89,7 @@ def scan(
     images: clean ones (N, C, H, W), uint8, or float as the model takes them, on the model's device; labels (N,). The
     stamps are measured on a fifth of them, held out of the search. A few hundred suffice. `model` stays as it is.
 
-    Time: each family takes restarts * steps * K * clamp(256 / K, 4, 16) images through the network and back for K
+    Time: each family takes 2 * 40 * K * clamp(256 / K, 4, 16) images through the network and back for K
     classes, 10 s for each of VGG-16 an eighth wide on a CPU. Memory does not grow with K. With more than 64
     classes a short search (6 steps of 2 images a class) picks 32, which are searched in full.
 
@@ -117,19 +111,19 @@ def scan(
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())}; the network has {classes} classes.")
     candidates, found = [], {}
-    with progress("scan", total=len(families) * restarts * classes) as bar:
+    with progress("scan", total=len(families) * how.restarts * classes) as bar:
         for family in families:
-            stamps, reached, success = _searched(
-                model, working, measuring, family, classes, steps, restarts, generator, bar
-            )
+            stamps, reached, success = _searched(model, working, measuring, family, classes, how, generator, bar)
             first = int(reached.argmax())
             score = outlyingness(reached)
             found[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
-            told = (score, p_value(score), float(success[first]), float(reached[first]))
+            told = (score, p_value(score, how), float(success[first]), float(reached[first]))
             candidates.append(Candidate(family, stamps.targets[first], *told, stamps[first]))
-    verdict = SUSPECTED if min(c.p for c in candidates) < LEVEL else NOTHING
+    verdict = SUSPECTED if min(c.p for c in candidates) < how.level else NOTHING
     reason = _unclear(len(images), classes, right)
-    return Findings(UNCLEAR if reason else verdict, tuple(candidates), found, time.perf_counter() - started, reason)
+    return Findings(
+        UNCLEAR if reason else verdict, tuple(candidates), found, time.perf_counter() - started, reason, how.level
+    )
 
 
 def _unclear(count: int, classes: int, right: float) -> str:
@@ -149,8 +143,7 @@ def _searched(
     measuring: Clean,
     family: str,
     classes: int,
-    steps: int,
-    restarts: int,
+    how: Scanning,
     generator: torch.Generator,
     bar: Any,
 ) -> tuple[Stamps, torch.Tensor, torch.Tensor]:
@@ -162,8 +155,8 @@ def _searched(
         targets = sorted(reached.topk(_PICKED).indices.tolist())
     per_class = min(16, max(4, 256 // classes))
     tries = []
-    for _ in range(restarts):
-        stamps = search(model, working, family, targets, steps=steps, per_class=per_class, generator=generator)
+    for _ in range(how.restarts):
+        stamps = search(model, working, family, targets, steps=how.steps, per_class=per_class, generator=generator)
         tries.append((stamps, *margins(model, measuring, hard(stamps, measuring), _MEASURED)))
         bar.update(classes)
     best = torch.stack([reached for _, reached, _ in tries]).argmax(0).tolist()
@@ -190,7 +183,6 @@ def outlyingness(reached: torch.Tensor) -> float:
     return float(first - others[0]) / max(spread, 1e-12)
 
 
-def p_value(score: float, null: tuple[float, float] = NULL) -> float:
+def p_value(score: float, how: Scanning = SCANNING) -> float:
     """The share of clean networks whose largest score is at least this."""
-    location, scale = null
-    return -expm1(-exp(min(700.0, (location - score) / scale)))
+    return -expm1(-exp(min(700.0, (how.location - score) / how.scale)))

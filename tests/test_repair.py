@@ -1,6 +1,7 @@
 """The repair: stamps as they are put on images, its loss by hand, and a planted backdoor that it takes out."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,15 @@ from test_scan import IMAGES, LABELS, striped
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core import repair as repairing
-from purifier_core.repair import Bank, Repaired, Unlearning, repair, unlearn
-from purifier_core.scan import NOTHING, SUSPECTED, Candidate, Findings, scan
-from purifier_core.stamps import Clean, Stamps
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.compute import Work
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Store
+from purifier_core.recipes import Recipe, Scanning, Unlearning
+from purifier_core.repair import Bank, Repaired, repair, unlearn
+from purifier_core.scan import NOTHING, SUSPECTED, VERDICTS, Candidate, Findings, scan
+from purifier_core.stamps import FAMILIES, Clean, Stamps
+from purifier_core.training import NO_AUGMENT
 
 SHORT = Unlearning(seen=3000, lr=0.01, searches=2, steps=10, renewed=5)
 
@@ -72,14 +78,14 @@ def test_a_step_of_unlearning_by_hand(monkeypatch):
     clean = Clean.of(IMAGES[:32], LABELS[:32])
     candidate = Candidate("pixel", 0, 9.0, 0.0, 1.0, 9.0, weak(0.5))
     how = Unlearning(lr=0.1, weight_decay=0.0, searches=0)
-    monkeypatch.setattr(Unlearning, "recipe", lambda self, count: repairing.Recipe(1, self.lr, weight_decay=0.0))
+    monkeypatch.setattr(Unlearning, "recipe", lambda self, count: Recipe(1, self.lr, weight_decay=0.0))
 
     def stamp(self, x, generator):
         seen.append(x)
         return 0.9 * x + 0.1
 
     monkeypatch.setattr(Bank, "__call__", stamp)
-    network, _ = unlearn(given, clean, [candidate], how, repairing.NO_AUGMENT, seed=0)
+    network, _ = unlearn(given, clean, [candidate], how, NO_AUGMENT, seed=0)
 
     by_hand = linear()
     (x,) = seen
@@ -165,7 +171,7 @@ def test_the_given_model_stays_and_a_seed_decides(backdoored, repaired):
 
 
 def test_where_nothing_stands_out_nothing_changes_unless_asked(backdoored):
-    found = scan(backdoored, IMAGES, LABELS, families=["patch"], steps=1, restarts=1)
+    found = scan(backdoored, IMAGES, LABELS, families=["patch"], how=Scanning(steps=1, restarts=1))
     nothing = Findings(NOTHING, found.candidates, found.margins, 0.0)
     same = repair(backdoored, IMAGES, LABELS, nothing)
     assert same is not backdoored
@@ -179,3 +185,32 @@ def test_where_nothing_stands_out_nothing_changes_unless_asked(backdoored):
 def test_the_training_is_bounded():
     epochs = [Unlearning().recipe(count).epochs for count in (100, 500, 2500, 5000)]
     assert epochs == [20, 20, 8, 4]
+
+
+def test_what_a_killed_unlearning_needs_is_kept():
+    bank = Bank(Clean.of(IMAGES, LABELS), mixed=0.0, dropout=0.4)
+    bank.newest = [weak(0.25, target=3)]
+    again = Bank(bank.clean, mixed=0.0, dropout=0.4)
+    again.set_state(bank.get_state())
+    assert again.newest[0].targets == (3,)
+    assert torch.equal(again.newest[0].patterns, bank.newest[0].patterns)
+
+
+def test_the_lab_records_what_was_found_and_what_is_right(tmp_path, monkeypatch):
+    tiny = replace(
+        PROFILES["quick"],
+        width=1 / 16,
+        backdoor=Recipe(1, 0.1),
+        scanning=Scanning(steps=2, restarts=1, level=1.0),
+        unlearning=Unlearning(seen=20, most=20, searches=1, steps=1, renewed=1),
+    )
+    monkeypatch.setitem(PROFILES, "quick", tiny)
+    cell = Cell("mnist", "vgg16", "badnets", 0.1, "scan_repair", 3000, 0, "quick")
+    assert cell.settings()["unlearning"]["seen"] == 20
+    record = Work(Store(tmp_path), "quick", "mnist", "cpu", curves=False).compute(cell)
+    assert record.error is None
+    assert record.diagnostics["verdict"] in VERDICTS
+    assert [c["family"] for c in record.diagnostics["candidates"]] == list(FAMILIES)
+    assert 0 <= record.diagnostics["ra"] <= 1 - record.asr
+    assert record.effort["seconds"] >= record.diagnostics["scan_seconds"]
+    assert Store(tmp_path).save(record).exists()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from purifier_core import stamps as stamping
 from purifier_core.checks import ConfigError
+from purifier_core.recipes import Scanning
 from purifier_core.scan import NOTHING, SUSPECTED, UNCLEAR, outlyingness, p_value, scan
 from purifier_core.stamps import FAMILIES, Clean, Stamps, margins, search
 
@@ -120,9 +121,9 @@ def test_the_score_is_the_lead_in_deviations_of_the_ten_foremost():
 
 
 def test_a_p_value_is_gumbels_tail():
-    assert p_value(2.0, (1.0, 0.5)) == pytest.approx(1 - math.exp(-math.exp(-(2.0 - 1.0) / 0.5)))
-    assert p_value(-1e9, (1.0, 0.5)) == 1
-    assert 0 < p_value(30.0, (1.0, 0.5)) < 1e-20
+    assert p_value(2.0, Scanning(location=1.0, scale=0.5)) == pytest.approx(1 - math.exp(-math.exp(-(2.0 - 1.0) / 0.5)))
+    assert p_value(-1e9) == 1
+    assert 0 < p_value(60.0) < 1e-20
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def test_with_many_classes_a_short_search_picks_some():
     ],
 )
 def test_it_says_when_it_cannot_tell(model, images, labels, reason):
-    found = scan(model, images, labels, families=["pixel"], steps=1, restarts=1)
+    found = scan(model, images, labels, families=["pixel"], how=Scanning(steps=1, restarts=1))
     assert found.verdict == UNCLEAR
     assert found.suspects == ()
     assert reason in found.reason

@@ -12,7 +12,7 @@ from typing import Any
 from purifier_core.checks import ConfigError, integer, one_of
 from purifier_core.lab.methods import ATTACKS, DATASETS, METHODS, NETWORKS
 from purifier_core.lab.profiles import PROFILES, older_rates, plain
-from purifier_core.recipes import GRANULARITIES, INITS, Recipe
+from purifier_core.recipes import GRANULARITIES, INITS, Recipe, Scanning, Unlearning
 
 TARGET_CLASS = 5
 """The attacker's class in every experiment of the authors' release."""
@@ -173,6 +173,8 @@ class Cell:
         value = special.get(name, getattr(profile, name))
         if isinstance(value, tuple):
             return [plain(recipe) for recipe in value]
+        if isinstance(value, (Scanning, Unlearning)):
+            return asdict(value)
         return plain(value) if isinstance(value, Recipe) else value
 
     def purifier_stages(self) -> tuple[Recipe, Recipe]:

@@ -42,9 +42,12 @@ METHODS = {
     "bound_channel": replace(_BOUND, label="Bound-Channel"),
     "bound_cube": replace(_BOUND, label="Bound-Cube"),
     "bound_feature": replace(_BOUND, label="Bound-Feature"),
+    "scan_repair": Method(
+        "Scan-repair", OURS, f"{_AT}.scan_repair:defend", recipes=("scanning", "unlearning"), trains=False
+    ),
 }
 """By name, in the paper's order and with its labels. "From scratch" trains a fresh network of the same kind on the
-clean set, for as long as Purifier."""
+clean set, for as long as Purifier. Scan-repair trains, but with settings of its own that no switch changes."""
 
 COLUMNS = ("none", "finetuning", "fine_pruning", "mcr", "nad", "abl", "anp", "channel", "cube", "feature")
 """The columns of the paper's tables."""
@@ -127,8 +130,8 @@ NETWORKS = {
 
 
 def bounds() -> tuple[str, ...]:
-    """The names of this book's own methods."""
-    return tuple(name for name, method in METHODS.items() if method.group == OURS)
+    """The names of the methods that bound activations."""
+    return tuple(name for name, method in METHODS.items() if method.function == _BOUND.function)
 
 
 def attacks(group: str) -> tuple[str, ...]:

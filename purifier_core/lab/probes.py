@@ -9,6 +9,7 @@ from torch import nn
 
 from purifier_core.evaluation import answering, classes, evaluate, evaluated_in_bf16, predict, share, to_float
 from purifier_core.lab.cells import TARGET_CLASS, Cell
+from purifier_core.lab.methods import METHODS, PAPER
 from purifier_core.purifier import Purified
 from purifier_core.recipes import GRANULARITIES
 
@@ -96,7 +97,7 @@ def agreement(model: nn.Module, images: torch.Tensor) -> float:
 
 def probe(cell: Cell, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor) -> dict:
     """The diagnostics of a computed cell. `triggered` are the stamped copies of the images of other classes than the
-    target, in the same order."""
+    target, in the same order. `ra` is the share of them that are classified rightly."""
     found: dict[str, Any] = {}
     if isinstance(model, Purified):
         target = torch.full((len(triggered),), TARGET_CLASS, device=labels.device)
@@ -107,6 +108,8 @@ def probe(cell: Cell, model: nn.Module, images: torch.Tensor, labels: torch.Tens
         found["activations"] = activations(model, site, images, labels, triggered)
     if cell.defense == "none" and len(triggered):
         found["sample"] = {"clean": picture(images[labels != TARGET_CLASS][0]), "triggered": picture(triggered[0])}
+    if METHODS[cell.defense].group != PAPER and len(triggered):
+        found["ra"] = share(predict(model, triggered) == labels[labels != TARGET_CLASS])
     return found
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from purifier_core.recipes import PURIFIER_STAGES, Recipe
+from purifier_core.recipes import PURIFIER_STAGES, SCANNING, UNLEARNING, Recipe, Scanning, Unlearning
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
@@ -100,6 +100,8 @@ class Profile:
     anp_on: tuple[tuple[str, Recipe], ...] = ()  # by dataset, where another
     anp_steps: int = ANP_STEPS
     purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
+    scanning: Scanning = SCANNING
+    unlearning: Unlearning = UNLEARNING
     constants: Constants = Constants()
     watch_every: int = 1  # epochs between two points of the curve of a defense on clean images
 
