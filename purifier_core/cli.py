@@ -13,9 +13,9 @@ from typing import Any
 from purifier_core.checks import ConfigError, integer, one_of
 from purifier_core.fix.options import Options, add_to
 from purifier_core.lab import archive, runner
-from purifier_core.lab.experiments import EXPERIMENTS
+from purifier_core.lab.experiments import COMMANDS, EXPERIMENTS
 from purifier_core.lab.experiments.grids import Experiment
-from purifier_core.lab.methods import ATTACKS
+from purifier_core.lab.methods import ATTACKS, DATASETS, METHODS, NETWORKS
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store, current
 from purifier_core.lab.results import Results, look_up
@@ -29,7 +29,10 @@ _HELP = {
     "poison_ratio": "share of training images copied and poisoned",
     "init": "Purifier's start: full, partial, random, several of them, or all",
     "device": "auto, cpu or cuda",
-    "dataset": "cifar10, mnist, gtsrb or all",
+    "dataset": ", ".join(DATASETS) + ", or all where there are several",
+    "network": ", ".join(NETWORKS),
+    "defense": ", ".join(METHODS),
+    "switches": "what departs from the intended method, such as init=random,flip=always",
     "switch": "the switch to turn, or all",
     "curves": "on or off: watch each defense after every epoch",
 }
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb, about in (("run", "compute what is missing and show it"), ("show", "show what is recorded")):
         command = verbs.add_parser(verb, help=about, allow_abbrev=False)
         experiments = command.add_subparsers(dest="experiment", required=True)
-        offered: dict[str, type[Experiment]] = {"all": Experiment, **EXPERIMENTS}
+        offered: dict[str, type[Experiment]] = {"all": Experiment, **COMMANDS}
         for name, kind in offered.items():
             about = "all of these" if name == "all" else (kind.__doc__ or "").splitlines()[0]
             options = experiments.add_parser(name, allow_abbrev=False, help=about)
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.add_argument(
                     "--" + field.name.replace("_", "-"), type=_plain, default=field.default, help=_HELP[field.name]
                 )
-            if name != "all":
+            if name not in ("all", "cell"):
                 options.add_argument("--figure", metavar="PATH", help="also draw the figure into this file (png, svg)")
             if verb == "run":
                 options.add_argument("--workers", type=_plain, default=1, help="processes that compute, by default 1")
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if figure:
             one_of("the ending of figure", Path(figure).suffix.lower(), (".png", ".svg", ".pdf"))
         name, scheduler = chosen.pop("experiment"), chosen.pop("scheduler", None)
-        kinds = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
+        kinds = list(EXPERIMENTS.values()) if name == "all" else [COMMANDS[name]]
         chosen_ones = [kind(**chosen) for kind in kinds]
         if name == "all":
             chosen_ones = [experiment.whole() for experiment in chosen_ones]
@@ -134,6 +137,7 @@ def show(results: Results, store: Store, figure: str | None = None) -> int:
         inside,
         readings,
         report,
+        single,
     )
 
     kind = results.experiment
@@ -143,6 +147,7 @@ def show(results: Results, store: Store, figure: str | None = None) -> int:
         "defenses": defenses,
         "readings": readings,
         "switches": ablation,
+        "cell": single,
     } | dict.fromkeys(("figure10", "figure11", "figure12"), anomaly)
     view = views.get(kind.name, report)
     print(f"\n{kind.title}")

@@ -41,7 +41,9 @@ def save(store: Store, cell: Cell, acc: float, asr: float, epochs: int = 1, **di
 
 
 def lines(store: Store):
-    return claims.table(claims.Evidence(store))
+    """The table at one profile, without the name of that profile."""
+    table = claims.table({"small": claims.Evidence("small", store)})
+    return table.apply(lambda column: column.str.removeprefix("<i>small</i>: "))
 
 
 def line(store: Store, words: str):
@@ -174,3 +176,13 @@ def test_the_order_of_the_bars_and_who_leads_them(store):
 def test_the_threshold_of_figure_10_is_called_ours(store):
     assert "This threshold is ours" in line(store, "pattern of its own").rule
     assert anomaly.EXCESS == 0.05
+
+
+def test_every_size_has_its_own_verdict(store):
+    """A single run of the paper's network stands beside the seeds of the narrow one, and unseats none."""
+    for seed in range(3):
+        save_figures(store, seed)
+    save(store, Cell("cifar10", "resnet18", "trojan", profile="wide"), 0.9, 1.0, activations=LAYER)
+    table = claims.table(claims.gathered(store=store))
+    verdict = table[table.index.get_level_values("where") == "A.1, Figure 10"].verdict.iloc[0]
+    assert verdict == "<i>wide</i>: not decided: one run<br><i>small</i>: holds (3 seeds, 75 %)"

@@ -10,25 +10,27 @@ from purifier_core.lab.experiments.beyond import Attacks, Defenses, Readings, Sw
 from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3, Table4
 from purifier_core.lab.methods import PAPER, attacks
 from purifier_core.lab.records import Store, read
-from purifier_core.lab.results import begun, widened
+from purifier_core.lab.results import look_up
 from purifier_core.pages.statistics import DECIDES, TAKEN
 
 LISTED = subprocess.run(["git", "ls-files", "data/results"], cwd=ROOT, capture_output=True, text=True).stdout
+STORE = Store(ROOT / "data")
 COMMITTED = [ROOT / line for line in LISTED.splitlines()]  # what a reader computes beside them is not judged here
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
-def test_a_record_is_whole_and_current(path):
-    record = read(path)
-    assert not record.failed
-    assert not record.stale
-    assert path == Store(ROOT / "data").path(record.cell, record.data["fingerprint"])
-    assert 0 <= record.acc <= 1
-    assert 0 <= record.asr <= 1
-    assert record.provenance["commit"]
-    assert not record.provenance["dirty"]
-    if record.cell.dataset == "mnist":
-        assert (record.acc_images, record.asr_images) == (10_000, 9_108)
+def test_every_record_is_whole_and_current():
+    for path in COMMITTED:
+        record = read(path)
+        cell = record.cell
+        assert not record.failed, path
+        assert not record.stale, path
+        assert path == STORE.path(cell, record.data["fingerprint"])
+        assert 0 <= record.acc <= 1, path
+        assert 0 <= record.asr <= 1, path
+        assert record.provenance["commit"], path
+        assert not record.provenance["dirty"], path
+        if cell.dataset == "mnist":
+            assert (record.acc_images, record.asr_images) == (10_000, 9_108), path
 
 
 def test_all_defenses_of_a_seed_start_from_one_backdoored_model():
@@ -44,21 +46,14 @@ def test_all_defenses_of_a_seed_start_from_one_backdoored_model():
 @pytest.mark.parametrize("kind", [*SUPPLEMENT, Attacks, Readings], ids=lambda kind: kind.name)
 def test_every_table_and_figure_is_whole_at_small(kind):
     """At least one seed of every place."""
-    done = {read(path).cell for path in COMMITTED}
-    shown = begun(widened(kind(profile="small"), "small", done), "small", done)
-    assert [cell for cell in shown if cell not in done] == []
+    assert look_up(kind(profile="small"), STORE, reading=True).missing == []
 
 
 @pytest.mark.parametrize("kind", [Table3, Table4, Readings], ids=lambda kind: kind.name)
 def test_the_tables_and_readings_have_three_seeds(kind):
     """Every place of them, so that every number can decide."""
-    done = {read(path).cell for path in COMMITTED}
-    grid = widened(kind(profile="small"), "small", done)
-    counts = [
-        sum(grid.cell(column, row, seed, "small") in done for seed in grid.seeds)
-        for row, column in grid.places("small")
-    ]
-    assert min(counts) >= DECIDES
+    found = look_up(kind(profile="small"), STORE, reading=True).found
+    assert min(map(len, found.values())) >= DECIDES
 
 
 def test_every_defense_has_met_every_attack_that_took():
@@ -66,7 +61,7 @@ def test_every_defense_has_met_every_attack_that_took():
     records = list(map(read, COMMITTED))
     taken = {r.cell.backdoored() for r in records if r.cell.defense == "none" and r.asr >= TAKEN}
     done = {record.cell for record in records}
-    grid = widened(Defenses(profile="small"), "small", done)
+    grid = look_up(Defenses(profile="small"), STORE, reading=True).experiment
     missing = [
         (row, column.label)
         for row, column in grid.places("small")

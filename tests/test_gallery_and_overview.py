@@ -62,7 +62,7 @@ def save_published_table3(store: Store, seed: int) -> None:
 def test_a_verdict_follows_the_records_and_counts_methods(store):
     for seed in range(3):
         save_published_table3(store, seed)
-    line = overview.table(store).loc["Table 3"]
+    line = overview.table(store).loc["Table 3", "small"]
     assert line.ours.startswith(
         "undefended: 1 of 1 near<br>compared: 5 of 5 near<br><code>full</code>: 3 of 3 near<br>"
     )
@@ -73,25 +73,43 @@ def test_a_verdict_follows_the_records_and_counts_methods(store):
     for seed in range(3):
         for defense in ("channel", "cube", "feature"):
             store.save(record(Cell(defense=defense, clean_size=4500, profile="small", seed=seed), 0.99, 1.0))
-    assert "<code>full</code>: does not (3 seeds, 75 %)" in overview.table(store).loc["Table 3", "verdict"]
+    assert "<code>full</code>: does not (3 seeds, 75 %)" in overview.table(store).loc[("Table 3", "small"), "verdict"]
 
 
 def test_a_method_that_could_change_the_word_leaves_the_verdict_open(store):
     for seed in range(3):
         save_published_table3(store, seed)
     store.save(record(Cell(defense="nad", clean_size=6000, profile="small", seed=1), 0.99, 0.0))
-    line = overview.table(store).loc["Table 3"]
+    line = overview.table(store).loc["Table 3", "small"]
     assert "compared: 4 of 5 near, 1 not decided" in line.ours
     assert "compared: not decided: the seeds disagree" in line.verdict
     for defense in ("finetuning", "mcr"):
         for seed in range(3):
             store.save(record(Cell(defense=defense, clean_size=6000, profile="small", seed=seed), 0.99, 0.0))
-    assert "compared: 2 of 5 near, 1 not decided" in overview.table(store).loc["Table 3", "ours"]
+    assert "compared: 2 of 5 near, 1 not decided" in overview.table(store).loc[("Table 3", "small"), "ours"]
+
+
+def test_each_size_is_a_line_of_its_own(store):
+    """One run at the paper's width decides nothing, and hides no seed of the narrow network."""
+    for seed in range(3):
+        save_published_table3(store, seed)
+    store.save(record(Cell(defense="nad", clean_size=3000, profile="wide"), 0.99, 0.0))
+    table = overview.table(store).loc["Table 3"]
+    assert list(table.index) == ["wide", "small"]
+    assert "reproduces" not in table.loc["wide", "verdict"]
+    assert "compared: reproduces (3 seeds, 75 %)" in table.loc["small", "verdict"]
 
 
 def test_what_has_no_record_is_missing(store):
     table = overview.table(store)
-    assert list(table.index) == ["Table 3", "Table 4", "Figure 10", "Figure 11", "Figure 12", "Figure 13"]
+    assert list(table.index.get_level_values(0)) == [
+        "Table 3",
+        "Table 4",
+        "Figure 10",
+        "Figure 11",
+        "Figure 12",
+        "Figure 13",
+    ]
     assert set(table.ours) == {"missing"}
     assert set(table.verdict) == {"–"}
 

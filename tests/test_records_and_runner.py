@@ -11,8 +11,8 @@ import torch
 from purifier_core import cli
 from purifier_core.device import threads
 from purifier_core.evaluation import evaluate
-from purifier_core.files import write_atomically
-from purifier_core.lab import cache, compute, draws, records, runner
+from purifier_core.files import provenance, write_atomically
+from purifier_core.lab import cache, compute, draws, runner
 from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.defenses.abl import sample_losses
@@ -55,7 +55,7 @@ def example(**changes) -> Record:
 
 
 def test_a_record_round_trips_with_its_provenance(store):
-    store.save(example(diagnostics={"sweep": {"0.10": {"acc": 0.5}}}, provenance=records.provenance("cpu")))
+    store.save(example(diagnostics={"sweep": {"0.10": {"acc": 0.5}}}, provenance=provenance("cpu")))
     found = store.find(example().cell)
     assert found.diagnostics == {"sweep": {"0.10": {"acc": 0.5}}}
     assert set(found.provenance["versions"]) >= {"python", "torch", "numpy"}
@@ -243,7 +243,7 @@ def test_the_book_only_reads(store, monkeypatch):
     assert runner.run(table(profile="auto"), say=lambda _: None).experiment.seeds == (0, 4)  # of this table
 
 
-def test_the_book_fills_the_papers_gaps_from_small_and_says_so(store, monkeypatch):
+def test_the_book_fills_the_gaps_of_a_size_from_the_next_and_says_so(store, monkeypatch):
     monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
 
     where = {"device": "cpu", "commit": "0" * 40}
@@ -259,14 +259,15 @@ def test_the_book_fills_the_papers_gaps_from_small_and_says_so(store, monkeypatc
     there("finetuning", "small", 0, 0.5)
     there("finetuning", "small", 1, 0.6)
     there("nad", "small", 1, 0.8)
+    there("nad", "wide", 1, 0.7)
     there("finetuning", "paper", 0, 0.9)
     results = look_up(table(profile="auto"))
-    assert "What it lacks is taken from small." in results.headline
+    assert "What it lacks is taken from wide or small." in results.headline
     shown = report.table(results)
-    assert list(shown.loc[(3000, "ACC", "ours")]) == ["missing", "90.00", "80.00"]
-    assert list(shown.loc[(3000, "seeds", "profile, n")]) == ["–", "paper, 1", "small, 1"]
+    assert list(shown.loc[(3000, "ACC", "ours")]) == ["missing", "90.00", "70.00"]
+    assert list(shown.loc[(3000, "seeds", "profile, n")]) == ["–", "paper, 1", "wide, 1"]
     assert shown.loc[(4500, "seeds", "profile, n"), "Finetuning"] == "small, 2"
-    assert "profile paper, else small; seeds 0, 1" in report.provenance(results)
+    assert "profile paper, else wide, else small; seeds 0, 1" in report.provenance(results)
 
 
 def test_the_table_shows_ours_against_the_paper(store):

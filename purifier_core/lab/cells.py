@@ -7,6 +7,7 @@ book and the reports can name cells on a machine that never trains.
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from purifier_core.checks import ConfigError, integer, one_of
@@ -184,8 +185,8 @@ class Cell:
 
     def key(self) -> str:
         """A content key of 16 hex digits: equal keys, equal experiment (on equal data)."""
-        content = {"cell": asdict(self), "settings": self.settings(), "version": RESULT_VERSION}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        decides = METHODS[self.defense], ATTACKS.get(self.attack), DATASETS[self.dataset], PROFILES[self.profile]
+        return _key(self, RESULT_VERSION, *decides)
 
     def __str__(self) -> str:
         text = (
@@ -196,6 +197,13 @@ class Cell:
         for name, value in self.switches:
             text += f" · {name}={value}"
         return f"{text} · seed {self.seed} · {self.profile}"
+
+
+@cache
+def _key(cell: Cell, version: int, *_decides: Any) -> str:
+    """`Cell.key`, kept for as long as nothing that decides it changes: the book asks for it very often."""
+    content = {"cell": asdict(cell), "settings": cell.settings(), "version": version}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_clean_size(value: Any, dataset: str) -> int:

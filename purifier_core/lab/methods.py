@@ -129,9 +129,9 @@ NETWORKS = {
 }
 
 
-def bounds() -> tuple[str, ...]:
-    """The names of the methods that bound activations."""
-    return tuple(name for name, method in METHODS.items() if method.function == _BOUND.function)
+def ours() -> tuple[str, ...]:
+    """The names of this book's own methods."""
+    return tuple(name for name, method in METHODS.items() if method.group == OURS)
 
 
 def attacks(group: str) -> tuple[str, ...]:

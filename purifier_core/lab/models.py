@@ -1,7 +1,7 @@
 """VGG-16 and ResNet-18 for 32x32 images, as the authors' release builds them, with a width factor."""
 
 from pkgutil import resolve_name
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +12,20 @@ from purifier_core.layout import BatchNorm2d, fed
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of VGG-16's 13 convolutions, block by block."""
+
+
+class Sited(Protocol):
+    """What a network of the lab says of itself beside being an nn.Module: the names of submodules that methods need."""
+
+    purifier_sites: dict[str, tuple[str, ...]]
+    """Where Purifier's units sit, by granularity."""
+    attention_sites: dict[str, tuple[str, ...]]
+    """Where NAD takes its maps, by the values of its switch."""
+    last_conv: str
+    """The last convolutional unit, for Fine-pruning and for what records tell of activations."""
+
+    def trojan_unit(self) -> tuple[str, int]:
+        """The submodule and the index of the unit that Trojan drives."""
 
 
 class VGG16(nn.Module):

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,16 @@ class Store:
 def read(path: Path) -> Record:
     """Read one record file. Raises CorruptRecord unless it is whole and unaltered."""
     try:
-        return parse(path.read_bytes(), str(path))
+        written = path.stat()
+        return _read(path, written.st_mtime_ns, written.st_size)
     except OSError as problem:
         raise CorruptRecord(f"{path} cannot be read ({problem.strerror})") from problem
+
+
+@cache
+def _read(path: Path, _changed: int, _size: int) -> Record:
+    """A file is parsed once, unless it changes: a page of the book looks the same records up many times."""
+    return parse(path.read_bytes(), str(path))
 
 
 def parse(written: bytes, name: str) -> Record:

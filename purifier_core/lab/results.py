@@ -2,19 +2,34 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 from purifier_core.lab.cells import Cell
-from purifier_core.lab.experiments.grids import Experiment
+from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.profiles import PROFILES
-from purifier_core.lab.records import Record, Store, current
+from purifier_core.lab.records import Record, Store
+
+SIZES = ("paper", "wide", "small")
+"""The profiles that the book reads, from the largest down. Records of `quick` are those of a smoke test."""
+
+Place = tuple[Any, Column]
+"""A row and a column of an experiment: where one number stands."""
+
+
+def number(cell: Cell) -> Cell:
+    """What a cell has in common with the other runs of the same number, at any size."""
+    return replace(cell, profile="paper", seed=0)
 
 
 @dataclass
 class Results:
-    """What a run found or computed for an experiment, which profile it took and why, and what is missing or failed.
+    """The records of an experiment, and what of it is missing or failed.
 
-    In the book a number that `profile` lacks is taken from the smaller profile `filler`, where that is set.
+    `profile` is the one that was asked for, or the largest with records, and `reason` says which. All records of a
+    number are of one profile, and all of a dataset of one copy.
     """
 
     experiment: Experiment
@@ -23,24 +38,29 @@ class Results:
     records: list[Record] = field(default_factory=list)
     missing: list[Cell] = field(default_factory=list)
     failed: list[Record] = field(default_factory=list)
-    filler: str = ""
+
+    @cached_property
+    def found(self) -> dict[Place, list[Record]]:
+        """The records behind each number, seed by seed; what is missing is left out."""
+        by_number: dict[Cell, list[Record]] = {}
+        for record in sorted(self.records, key=lambda record: record.cell.seed):
+            by_number.setdefault(number(record.cell), []).append(record)
+        numbers = {place: self._number(*place) for place in self.experiment.places(self.profile)}
+        return {place: by_number[cell] for place, cell in numbers.items() if cell in by_number}
+
+    def _number(self, row: Any, column: Column) -> Cell:
+        return number(self.experiment.cell(column, row, 0, self.profile))
+
+    @property
+    def sizes(self) -> list[str]:
+        """The profiles of the records, from the largest down."""
+        used = {record.cell.profile for record in self.records}
+        return [name for name in reversed(PROFILES) if name in used]
 
     @property
     def shown(self) -> str:
         """The profiles of the records, in words."""
-        used = {record.cell.profile for record in self.records}
-        return f"{self.profile}, else {self.filler}" if {self.profile, self.filler} <= used else self.profile
-
-    def sort_out(self, found: dict[Cell, Record | None]) -> None:
-        """Take the records that were found, and note the cells that have none."""
-        self.records = [record for record in found.values() if record]
-        self.missing = [cell for cell, record in found.items() if record is None]
-
-    def stop_if_failed(self) -> None:
-        """Raise RuntimeError if a cell failed: called after all else is shown, so that the exit status says it."""
-        if self.failed:
-            lines = "\n".join(describe(record) for record in self.failed)
-            raise RuntimeError(f"these cells failed, and are recorded with their tracebacks:\n{lines}")
+        return ", else ".join(self.sizes) or self.profile
 
     @property
     def headline(self) -> str:
@@ -48,7 +68,14 @@ class Results:
         caution = "" if self.profile == "paper" else "Not the paper's setting. "
         note = self.experiment.note(self.profile)
         line = f"{caution}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}.{note}"
-        return f"{line} What it lacks is taken from {self.filler}." if self.filler else line
+        others = " or ".join(size for size in self.sizes if size != self.profile)
+        return f"{line} What it lacks is taken from {others}." if others else line
+
+    def stop_if_failed(self) -> None:
+        """Raise RuntimeError if a cell failed: called after all else is shown, so that the exit status says it."""
+        if self.failed:
+            lines = "\n".join(describe(record) for record in self.failed)
+            raise RuntimeError(f"these cells failed, and are recorded with their tracebacks:\n{lines}")
 
 
 def records_only() -> bool:
@@ -56,88 +83,78 @@ def records_only() -> bool:
     return os.environ.get("PURIFIER_RECORDS_ONLY", "") not in ("", "0")
 
 
-def resolve_profile(experiment: Experiment, store: Store, reading: bool) -> tuple[str, str, str]:
-    """The profile to use, why, and in the book the profile that fills its gaps.
-
-    "auto" is paper on a GPU, else quick; the book, which computes nothing, takes paper's records, else small's.
-    """
-    if experiment.profile != "auto":
-        return experiment.profile, "as asked", ""
-    if reading:
-        # quick's records are no one's but this machine's; the book is made of committed ones
-        there = [name for name in ("paper", "small") if any(map(store.find, experiment.whole().cells(name)))]
-        if len(there) == 2:
-            return "paper", "the reference", "small"
-        return (there[0], "the largest with records", "") if there else ("small", "no records yet", "")
-    from purifier_core.device import pick_device
-
-    if pick_device(experiment.device).type == "cuda":
-        return "paper", "a GPU was found", ""
-    return "quick", "no GPU is used", ""
-
-
-def widened(experiment: Experiment, profile: str, done: set[Cell]) -> Experiment:
-    """The whole table: every row, and every seed of which it has a cell (the given seeds where it has none)."""
-    whole = replace(experiment.whole(), seeds=sorted({c.seed for c in done if c.profile == profile}) or 0)
-    seeds = sorted({cell.seed for cell in whole.cells(profile) if cell in done})
-    return replace(whole, seeds=seeds or experiment.seeds)
-
-
-def begun(experiment: Experiment, profile: str, done: set[Cell]) -> list[Cell]:
-    """What a reader is shown: of each place the seeds that it has, and its first seed where it has none."""
-    every: dict[Cell, None] = {}
-    for row, column in experiment.places(profile):
-        cells = [experiment.cell(column, row, seed, profile) for seed in experiment.seeds]
-        every |= dict.fromkeys([cell for cell in cells if cell in done] or cells[:1])
-    return list(every)
-
-
 def look_up(experiment: Experiment, store: Store | None = None, reading: bool = False) -> Results:
     """The experiment's records as they are; nothing is computed.
 
-    The book, and whoever is only `reading`, gets it widened to all that is recorded.
+    The book, and whoever is only `reading`, gets the whole table with every recorded seed. Each number comes from the
+    largest profile that has it, or from the one that the experiment asks for.
     """
     store = store or Store()
-    reading = reading or records_only()
-    profile, reason, filler = resolve_profile(experiment, store, reading)
-    cells = experiment.cells(profile)
-    if reading:
-        done = set(current(store.all())[0])
-        experiment = widened(experiment, profile, done)
-        cells = begun(experiment, profile, done)
-    results = Results(experiment, profile, reason, filler=filler)
-    found = _found(cells, store)
-    if filler:
-        others = begun(widened(experiment, filler, done), filler, done)
-        found = _filled(found, _found(others, store), profile)
-        seeds = sorted({record.cell.seed for record in found.values() if record})
-        results.experiment = replace(experiment, seeds=seeds or experiment.seeds)
-    results.sort_out(found)
-    return results
+    if reading or records_only():
+        return _read(experiment, store)
+    profile, reason = _to_compute(experiment)
+    found = _of_one_copy(store, experiment.cells(profile))
+    records = [record for record in found.values() if record]
+    return Results(experiment, profile, reason, records, [cell for cell, record in found.items() if record is None])
 
 
-def _found(cells: list[Cell], store: Store) -> dict[Cell, Record | None]:
+def _to_compute(experiment: Experiment) -> tuple[str, str]:
+    """The profile that a run takes, and why: "auto" is paper on a GPU, else quick."""
+    if experiment.profile != "auto":
+        return experiment.profile, "as asked"
+    from purifier_core.device import pick_device
+
+    if pick_device(experiment.device).type == "cuda":
+        return "paper", "a GPU was found"
+    return "quick", "no GPU is used"
+
+
+def _of_one_copy(store: Store, cells: list[Cell]) -> dict[Cell, Record | None]:
     """The records of some cells, of one copy of each dataset: the one with the most records."""
     found = {cell: store.find(cell) for cell in cells}
-    for dataset in {cell.dataset for cell in found}:
-        mine = {cell: record for cell, record in found.items() if cell.dataset == dataset}
-        copies = Counter(record.data["fingerprint"] for record in mine.values() if record)
-        if len(copies) > 1:
-            found |= {cell: store.find(cell, copies.most_common(1)[0][0]) for cell in mine}
+    main = main_copies(record for record in found.values() if record)
+    other = {cell for cell, r in found.items() if r and r.data["fingerprint"] != main[cell.dataset]}
+    return found | {cell: store.find(cell, main[cell.dataset]) for cell in other}
+
+
+def main_copies(records: Iterable[Record]) -> dict[str, str]:
+    """The fingerprint of the copy of each dataset that most of some records are on."""
+    counts = Counter((record.cell.dataset, record.data["fingerprint"]) for record in records)
+    return {dataset: copy for (dataset, copy), _ in reversed(counts.most_common())}
+
+
+def _read(experiment: Experiment, store: Store) -> Results:
+    asked = experiment.profile
+    sizes = SIZES if asked == "auto" else (asked,)
+    whole = experiment.whole()
+    places = [number(whole.cell(column, row, 0, sizes[-1])) for row, column in whole.places(sizes[-1])]
+    there = recorded(store, places, sizes)
+    records, missing = [], []
+    for place in dict.fromkeys(places):
+        size = next((size for size in sizes if (place, size) in there), None)
+        if size:
+            records += there[place, size]
+        else:
+            missing.append(place)
+    used = [size for size in sizes if any(record.cell.profile == size for record in records)]
+    profile = used[0] if used else sizes[-1]
+    reason = "as asked" if asked != "auto" else "the reference" if profile == "paper" else "the largest with records"
+    seeds = sorted({record.cell.seed for record in records}) or experiment.seeds
+    gaps = [replace(place, profile=profile, seed=seeds[0]) for place in missing]
+    return Results(replace(whole, seeds=seeds), profile, reason if used else "no records yet", records, gaps)
+
+
+def recorded(store: Store, numbers: list[Cell], sizes: tuple[str, ...]) -> dict[tuple[Cell, str], list[Record]]:
+    """The finished records of some numbers, seed by seed, by number and profile; of one copy of each dataset."""
+    wanted = set(numbers)
+    every = [record for record in store.all() if record.cell.profile in sizes and number(record.cell) in wanted]
+    mine = [record for record in every if not (record.failed or record.stale)]
+    main = main_copies(mine)
+    found: dict[tuple[Cell, str], list[Record]] = {}
+    for record in sorted(mine, key=lambda record: record.cell.seed):
+        if record.data["fingerprint"] == main[record.cell.dataset]:
+            found.setdefault((number(record.cell), record.cell.profile), []).append(record)
     return found
-
-
-def _filled(
-    found: dict[Cell, Record | None], other: dict[Cell, Record | None], profile: str
-) -> dict[Cell, Record | None]:
-    """`found`, and from `other` the numbers of which no seed has a record in it."""
-
-    def number(cell: Cell) -> Cell:
-        return replace(cell, profile=profile, seed=0)
-
-    have = {number(cell) for cell, record in found.items() if record}
-    kept = {cell: record for cell, record in found.items() if number(cell) in have}
-    return kept | {cell: record for cell, record in other.items() if number(cell) not in have}
 
 
 def describe(record: Record) -> str:

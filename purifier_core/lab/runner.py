@@ -88,8 +88,9 @@ def run_all(
         for results in mine:
             known = {record.cell: record for record in results.records} | found
             there = {cell: known.get(cell) for cell in results.experiment.cells(profile)}
+            results.records = [record for record in there.values() if record and not record.failed]
             results.failed = [record for record in there.values() if record and record.failed]
-            results.sort_out({cell: None if record in results.failed else record for cell, record in there.items()})
+            results.missing = [cell for cell, record in there.items() if record is None or record.failed]
     return every
 
 
@@ -139,6 +140,8 @@ def _compute(
     By as many processes of this machine as `workers`, or by those of the Dask cluster whose `scheduler` has this
     address. `report` is called for each record that was not there, with how many are done and how many were to do.
     """
+    from purifier_core.lab.compute import Work
+
     store.check_writable()
     job = Job(store.home, PROFILES[profile], device, curves)
     datasets = dict.fromkeys(cell.dataset for cell in cells)
@@ -275,6 +278,8 @@ def _copy(job: Job, dataset: str) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _work(job: Job, dataset: str) -> Work:
+    from purifier_core.lab.compute import Work
+
     os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
     PROFILES[job.profile.name] = job.profile  # a caller may have changed it
     return Work(Store(job.home), job.profile.name, dataset, job.device, job.curves)

@@ -12,7 +12,7 @@ from purifier_core.lab.methods import METHODS
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing, inside
-from purifier_core.pages.report import METRICS, estimates, grouped
+from purifier_core.pages.report import METRICS, estimates
 from purifier_core.pages.statistics import DECIDES, Estimate, decided, paired, runs
 
 MATTERS = 1.0
@@ -35,7 +35,7 @@ def label(change: Change) -> str:
 
 def pairs(results: Results) -> dict[Change, list[tuple[Record, Record]]]:
     """The records without and with each change, seed by seed; a seed that lacks one of them is left out."""
-    found, every = grouped(results), {}
+    found, every = results.found, {}
     for change in results.experiment.rows(results.profile):
         after = {r.cell.seed: r for r in found.get((change, WITH), [])}
         both = [(r, after[r.cell.seed]) for r in found.get((change, WITHOUT), []) if r.cell.seed in after]

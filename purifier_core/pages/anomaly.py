@@ -15,7 +15,6 @@ import pandas as pd
 from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.records import Record, published
 from purifier_core.lab.results import Results
-from purifier_core.pages.report import grouped
 from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.statistics import Estimate, estimate, measured, took
 
@@ -82,7 +81,7 @@ def by_column(results: Results) -> dict[Column, list[Record]]:
     """The records behind each column of Figures 10 to 12, seed by seed."""
     return {
         column: found
-        for (_, column), mine in grouped(results).items()
+        for (_, column), mine in results.found.items()
         if (found := [r for r in mine if "activations" in r.diagnostics])
     }
 

@@ -13,7 +13,7 @@ from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3, Table4
 from purifier_core.lab.methods import DATASETS, title
 from purifier_core.lab.records import Store
-from purifier_core.lab.results import Results, look_up
+from purifier_core.lab.results import SIZES, Results, look_up
 from purifier_core.pages import anomaly, bars, sensitivity
 from purifier_core.pages.report import provenance
 from purifier_core.pages.seeds import Decision, Judgement, by_start
@@ -27,9 +27,9 @@ _INSENSITIVE = (
 
 
 class Evidence:
-    """The records that the rules ask, every seed of them."""
+    """The records of one profile that the rules ask, every seed of them."""
 
-    def __init__(self, store: Store | None = None, profile: str = "auto") -> None:
+    def __init__(self, profile: str, store: Store | None = None) -> None:
         store = store or Store()
 
         def records(experiment: Experiment) -> Results:
@@ -155,15 +155,25 @@ CLAIMS = (
 )
 
 
-def table(evidence: Evidence) -> pd.DataFrame:
-    """A line for each claim: what it says, the verdict, what ours and the published numbers give, and the rule."""
+def gathered(profile: str = "auto", store: Store | None = None) -> dict[str, Evidence]:
+    """The evidence of each profile that the book reads, the largest first; or of the one that is asked for."""
+    return {name: Evidence(name, store) for name in (SIZES if profile == "auto" else (profile,))}
+
+
+def table(every: dict[str, Evidence]) -> pd.DataFrame:
+    """A line for each claim: what it says, the verdict, what ours and the published numbers give, and the rule.
+
+    A claim is judged at each profile by itself. Where several have records of it, each has a line of its own.
+    """
     lines = {}
     for claim in CLAIMS:
-        found = claim.judge(evidence)
+        judged = {profile: claim.judge(evidence) for profile, evidence in every.items()}
+        there = {profile: found for profile, found in judged.items() if found.ours} or dict([judged.popitem()])
+        found = next(iter(there.values()))
         own = f" The published numbers do not pass it: {', '.join(found.failing)}." if found.failing else ""
         lines[claim.where, claim.says] = {
-            "verdict": found.verdict,
-            "ours": found.ours or "missing",
+            "verdict": by_size({profile: found.verdict for profile, found in there.items()}),
+            "ours": by_size({profile: found.ours or "missing" for profile, found in there.items()}),
             "published": found.published,
             "rule": claim.rule + own,
         }
@@ -172,7 +182,16 @@ def table(evidence: Evidence) -> pd.DataFrame:
     return frame
 
 
-def sources(evidence: Evidence) -> list[str]:
+def by_size(texts: dict[str, str]) -> str:
+    """A text for each profile, the largest first."""
+    return "<br>".join(f"<i>{profile}</i>: {text}" for profile, text in texts.items())
+
+
+def sources(every: dict[str, Evidence]) -> list[str]:
     """The provenance of what the rules ask."""
-    asked = (evidence.pattern, evidence.maps, evidence.suppression, evidence.bars, evidence.sizes, evidence.ratios)
-    return [f"{results.experiment.title}. {provenance(results)}" for results in asked]
+    asked = [
+        (evidence.pattern, evidence.maps, evidence.suppression, evidence.bars, evidence.sizes, evidence.ratios)
+        for evidence in every.values()
+    ]
+    there = [results for each in zip(*asked, strict=True) for results in each if results.records]
+    return [f"{results.experiment.title}. {provenance(results)}" for results in there]

@@ -20,7 +20,6 @@ from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import look_up
 from purifier_core.pages.overview import seconds
-from purifier_core.pages.report import grouped
 
 _WIDTHS = {1 / 8: "1/8", 1.0: "1"}
 
@@ -93,7 +92,7 @@ def methods(store: Store | None = None) -> pd.DataFrame:
     """What each method trains on and takes with 3,000 clean images (ABL: Table 4), means over seeds, as text."""
     lines = {}
     for experiment, wanted in ((Table3(methods="all"), None), (Table4(methods="none,abl"), "abl")):
-        for (_, column), found in grouped(look_up(experiment, store, reading=True)).items():
+        for (_, column), found in look_up(experiment, store, reading=True).found.items():
             row = found[0].cell.clean_size in (0, 3000)
             if row and column.label not in lines and wanted in (None, column.defense):
                 lines[column.label] = _cost(found)
@@ -117,7 +116,7 @@ def growth(store: Store | None = None) -> pd.DataFrame:
     """Images trained on at each clean size of Table 3, by method, as text."""
     results = look_up(Table3(clean_size="all"), store, reading=True)
     sizes = sorted(results.experiment.rows(results.profile))
-    found = grouped(results)
+    found = results.found
     lines = {}
     for column in results.experiment.columns():
         if column != Column("none"):

@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.lab.experiments.grids import Column
-from purifier_core.lab.methods import ATTACKS, bounds, title
+from purifier_core.lab.methods import ATTACKS, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import heatmap, inside
 from purifier_core.pages.heatmap import NONE
 from purifier_core.pages.overview import seconds
-from purifier_core.pages.report import METRICS, grouped
+from purifier_core.pages.report import METRICS
 from purifier_core.pages.statistics import (
     DECIDES,
     TAKEN,
@@ -33,7 +33,10 @@ WEAKENED = 50.0
 COST = 5.0
 UNBOUNDED = "has no threshold"
 
-AIMED = {"adaptive_purifier": GRANULARITIES, "adaptive_bound": bounds()}
+AIMED = {
+    "adaptive_purifier": GRANULARITIES,
+    "adaptive_bound": tuple(f"bound_{granularity}" for granularity in GRANULARITIES),
+}
 """The defenses that each attacker knows."""
 
 RULES = (
@@ -58,13 +61,13 @@ def _short_label(row: tuple[str, str]) -> str:
 
 def taken(results: Results) -> list[Any]:
     """The rows in which a backdoor is there to be removed."""
-    found = grouped(results)
+    found = results.found
     return [row for row in results.experiment.rows(results.profile) if took(found.get((row, NONE), []))]
 
 
 def not_taken(results: Results) -> list[str]:
     """One line that names the rows in which the backdoor did not take, with the ASR of the undefended network."""
-    found, there = grouped(results), taken(results)
+    found, there = results.found, taken(results)
     told = [
         f"{row_label(row)}: {measured(found[row, NONE], 'asr').text()}"
         for row in results.experiment.rows(results.profile)
@@ -81,8 +84,8 @@ def notes(results: Results) -> list[str]:
 def _only_taken(results: Results) -> Results:
     """The results without the records of the rows in which the backdoor did not take."""
     rows = taken(results)
-    mine = [record for (row, _), records in grouped(results).items() if row in rows for record in records]
-    return Results(results.experiment, results.profile, results.reason, mine, filler=results.filler)
+    mine = [record for (row, _), records in results.found.items() if row in rows for record in records]
+    return Results(results.experiment, results.profile, results.reason, mine)
 
 
 def outcome(before: list[Record], after: list[Record]) -> tuple[str, bool | str]:
@@ -106,13 +109,13 @@ def _word(record: Record) -> str:
 
 def outcomes(results: Results, column: Column) -> dict[Any, tuple[str, bool | str]]:
     """`outcome` by row, for the rows in which the backdoor took and the column has a record."""
-    found = grouped(results)
+    found = results.found
     return {row: outcome(found[row, NONE], found[row, column]) for row in taken(results) if (row, column) in found}
 
 
 def reading(results: Results) -> list[str]:
     """`notes`, then for each defense where it removes the backdoor, where it leaves it, and at what cost, by rule."""
-    found = grouped(results)
+    found = results.found
     lines = notes(results)
     for column in results.experiment.columns()[1:]:
         told = outcomes(results, column)
@@ -158,7 +161,7 @@ def attackers(results: Results) -> list[str]:
 
     Every difference is paired by seed.
     """
-    found = grouped(results)
+    found = results.found
     lines = []
     for row in taken(results):
         attack, dataset = row
@@ -187,7 +190,7 @@ def table(results: Results) -> pd.DataFrame:
 
     Attacks that did not take are left out.
     """
-    found, hidden = grouped(results), set(results.experiment.rows(results.profile)) - set(taken(results))
+    found, hidden = results.found, set(results.experiment.rows(results.profile)) - set(taken(results))
     places, lines = results.experiment.places(results.profile), []
     for row in results.experiment.rows(results.profile):
         if row in hidden and (row, NONE) in found:

@@ -13,7 +13,6 @@ from purifier_core.lab.methods import title
 from purifier_core.lab.records import Record, published
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing, inside
-from purifier_core.pages.report import grouped
 from purifier_core.pages.statistics import Estimate, estimate, measured, results_of, runs, took
 
 PRINTED = {"cifar10": "CIFAR10", "mnist": "MNIST", "gtsrb": "GTSRB"}  # as the paper prints them
@@ -26,7 +25,7 @@ def per_epoch(asr: float, epochs: float) -> float:
 
 def by_column(results: Results) -> dict[tuple[Any, Column], list[Record]]:
     """The records behind each bar, by dataset and column; the undefended model has none."""
-    return {key: mine for key, mine in grouped(results).items() if key[1].defense != "none"}
+    return {key: mine for key, mine in results.found.items() if key[1].defense != "none"}
 
 
 def by_seed(results: Results) -> dict[tuple[Any, Column], Estimate]:
@@ -113,7 +112,7 @@ def _defenses(results: Results) -> list[Column]:
 def reading(results: Results) -> list[str]:
     """One line for each dataset: the bars of ours that come nearest to their own ceiling of 100 / epochs."""
     lines = []
-    every = grouped(results)
+    every = results.found
     for row in results.experiment.rows(results.profile):
         mine = {c: results_of(found) for (name, c), found in by_column(results).items() if name == row}
         start = every.get((row, Column("none")), [])

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from purifier_core.lab.experiments.grids import Column, module
-from purifier_core.lab.methods import COLUMNS, METHODS, bounds
+from purifier_core.lab.methods import COLUMNS, METHODS, ours
 from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages.defenses import COST, REMOVED
 from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.settings import MAIN, SIZE, BySeed, Setting, Settings, attack_name, name, place_name
 from purifier_core.pages.statistics import DECIDES, TAKEN, Estimate, estimate, measured
+from purifier_core.pages.width import in_words
 from purifier_core.recipes import GRANULARITIES, INITS
 
 NEAR = 2.0
@@ -253,7 +254,7 @@ def removes(settings: Settings, setting: Setting, column: Column) -> Decision:
 
 def none_removes_all(settings: Settings) -> Finding | None:
     """No defense removes every backdoor that took."""
-    defenses = [module(d, "full") if d in GRANULARITIES else Column(d) for d in (*COLUMNS[1:], *bounds())]
+    defenses = [module(d, "full") if d in GRANULARITIES else Column(d) for d in (*COLUMNS[1:], *ours())]
     rows = [setting for setting in settings.taken() if setting[1] == MAIN[1]]
     every = {c: {row: removes(settings, row, c) for row in rows if settings.records(row, c)} for c in defenses}
     removed = {c: [row for row, decision in each.items() if decision.answer] for c, each in every.items()}
@@ -294,4 +295,5 @@ def markdown(store: Store | None = None) -> str:
     profile = Settings(store).profile
     items = [finding.markdown() for finding in findings(store)] or ["Nothing is decided yet."]
     note = "ACC and ASR are in percent: the mean over seeds, and in brackets the lowest to the highest."
-    return "\n".join([*items, "", f"All at profile *{profile}*. {note}"])
+    note = f"The numbered findings are at profile *{profile}*. {note}"
+    return "\n".join([in_words(store), "", *items, "", note])

@@ -10,13 +10,13 @@ import pandas as pd
 from purifier_core.lab.methods import ATTACKS, PAPER, attacks, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
-from purifier_core.pages.report import METRICS, grouped
+from purifier_core.pages.report import METRICS
 from purifier_core.pages.statistics import TAKEN, measured, took
 
 
 def by_attack(results: Results) -> dict[tuple[str, str], list[Record]]:
     """The records of each (attack, dataset), seed by seed."""
-    return {row: mine for (row, _), mine in grouped(results).items()}
+    return {row: mine for (row, _), mine in results.found.items()}
 
 
 def table(results: Results) -> pd.DataFrame:

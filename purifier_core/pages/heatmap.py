@@ -4,11 +4,10 @@ import textwrap
 from typing import Any
 
 from purifier_core.lab.experiments.grids import Column
-from purifier_core.lab.methods import ATTACKS, bounds, title
+from purifier_core.lab.methods import ATTACKS, ours, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
-from purifier_core.pages.report import grouped
 from purifier_core.pages.statistics import measured, paired, results_of
 
 _COLOURS = "blend:#bcd9e3,#f6d5a8,#c2410c,#5c1a08"
@@ -25,7 +24,7 @@ def figure(results: Results, rows: list[Any], cost: float, below: list[str]) -> 
     """
     import matplotlib.pyplot as plt
 
-    found, columns = grouped(results), results.experiment.columns()
+    found, columns = results.found, results.experiment.columns()
     lines = _lines(rows)
     drawing.theme("white")
     picture, axis = plt.subplots(figsize=(5.4, 0.36 * len(lines) + 2.9), layout="constrained", dpi=160)
@@ -65,7 +64,7 @@ def _lines(rows: list[Any]) -> list[tuple[str, Any]]:
 
 def _across(columns: list[Column]) -> list[float]:
     """Where the columns begin: a gap after "No Defense", and one before what is ours."""
-    ours = [number for number, column in enumerate(columns) if column.defense in bounds()]
+    ours = [number for number, column in enumerate(columns) if column.defense in ours()]
     return [n + 0.3 * (n > 0) + 0.3 * bool(ours and n >= ours[0]) for n in range(len(columns))]
 
 

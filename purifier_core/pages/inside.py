@@ -10,7 +10,7 @@ from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
-from purifier_core.pages.report import grouped, row_head, row_label
+from purifier_core.pages.report import row_head, row_label
 from purifier_core.pages.statistics import results_of, runs
 
 
@@ -20,7 +20,7 @@ def units(results: Results, head: Callable[[Experiment, Any], Any] = row_head) -
     Where a column names several values, they are those of the heads in the order in which they run. `head` names a row.
     """
     rows = {}
-    for (row, column), found in grouped(results).items():
+    for (row, column), found in results.found.items():
         inside = [r for r in found if "clean" in r.diagnostics]
         if not inside:
             continue
@@ -52,7 +52,7 @@ def place_label(results: Results, place: tuple[Any, Column]) -> str:
 def isolation(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
     """A line on the images that ABL isolated and then unlearned, seed by seed. `label` names a place (row, column)."""
     places: dict[Cell, tuple[Any, list[Record]]] = {}  # by the first record: one that stands in two places is told once
-    for place, mine in grouped(results).items():
+    for place, mine in results.found.items():
         if mine[0].cell.defense == "abl":
             places.setdefault(mine[0].cell, (place, mine))
     told = [f"{label(results, place)} {_isolated(mine)}" for place, mine in places.values()]
@@ -75,7 +75,7 @@ def _isolated(mine: list[Record]) -> str:
 def thresholds(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
     """A line on where ANP found no admissible threshold; its records there hold the untouched network."""
     told = []
-    for place, mine in grouped(results).items():
+    for place, mine in results.found.items():
         if refused := len(mine) - len(results_of(mine)):
             count = runs(len(mine)) if len(mine) == 1 else f"{refused} of {runs(len(mine))}"
             told.append(f"{label(results, place)} ({count})")

@@ -16,7 +16,7 @@ from purifier_core.lab.experiments.supplement import SUPPLEMENT
 from purifier_core.lab.methods import DATASETS, title
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store, current
-from purifier_core.lab.results import Results, begun, look_up, widened
+from purifier_core.lab.results import SIZES, Results, look_up
 from purifier_core.pages import anomaly, bars
 from purifier_core.pages.seeds import Decision, Run, ask, numbers_by_run, published_run
 from purifier_core.pages.statistics import TAKEN, estimate
@@ -42,45 +42,51 @@ RULES = f"""\
 
 
 def table(store: Store | None = None) -> pd.DataFrame:
-    """One line for each table and figure; the index is its name."""
+    """One line for each table and figure at each profile that has records of it; the index is the two names."""
+    judge = {"figure10": _figure10, "figure11": _figure11, "figure12": _figure12, "figure13": _figure13}
     lines = {}
     for kind in SUPPLEMENT:
-        results = look_up(kind(), store)
-        judge = {"figure10": _figure10, "figure11": _figure11, "figure12": _figure12, "figure13": _figure13}
-        published, ours, verdict = judge.get(kind.name, _table)(results) if results.records else ("–", "missing", "–")
-        seeds = sorted({r.cell.seed for r in results.records})
-        lines[kind.title] = {
-            "published": published,
-            "ours": ours,
-            "verdict": verdict,
-            "records": f"{results.shown}; seeds {', '.join(map(str, seeds)) or 'none'}"
-            + (f"; {len(results.missing)} missing" if results.missing else ""),
-        }
-    return pd.DataFrame.from_dict(lines, orient="index")
+        every = [look_up(kind(profile=size), store, reading=True) for size in SIZES]
+        for results in [results for results in every if results.records] or every[-1:]:
+            asked = judge.get(kind.name, _table)
+            published, ours, verdict = asked(results) if results.records else ("–", "missing", "–")
+            seeds = ", ".join(str(seed) for seed in sorted({record.cell.seed for record in results.records}))
+            gaps = f"; {len(results.missing)} missing" if results.missing else ""
+            lines[kind.title, results.profile] = {
+                "published": published,
+                "ours": ours,
+                "verdict": verdict,
+                "records": f"seeds {seeds or 'none'}{gaps}",
+            }
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["supplement", "size"])
+    return frame
 
 
 def linked(store: Store | None = None) -> pd.DataFrame:
     """`table`, its names as links from a page of the book to the notebooks' pages."""
     found = table(store)
-    titles = {kind.title: kind.name for kind in SUPPLEMENT}
-    found.index = pd.Index([f'<a href="../notebooks/{titles[t]}.html">{t}</a>' for t in found.index], name="supplement")
+    names = {kind.title: kind.name for kind in SUPPLEMENT}
+    links = [(f'<a href="../notebooks/{names[title]}.html">{title}</a>', size) for title, size in found.index]
+    found.index = pd.MultiIndex.from_tuples(links, names=found.index.names)
     return found
 
 
 def progress(store: Store | None = None) -> pd.DataFrame:
     """What is done, missing and failed, and the seconds of the done, by experiment and profile."""
-    done, failed = current((store or Store()).all())
+    store = store or Store()
+    failed = current(store.all())[1]
     lines = {}
     for name, kind in EXPERIMENTS.items():
         for profile in PROFILES:
-            cells = begun(widened(kind(), profile, set(done)), profile, set(done))
-            there = [done[c] for c in cells if c in done]
+            results = look_up(kind(profile=profile), store, reading=True)
+            done, missing = len(results.records), len(results.missing)
             lines[name, profile] = {
-                "cells": len(cells),
-                "done": len(there),
-                "missing": len(cells) - len(there),
-                "failed": sum(c in failed for c in cells),
-                "seconds": round(sum(map(seconds, there))),
+                "cells": done + missing,
+                "done": done,
+                "missing": missing,
+                "failed": sum(cell in failed for cell in results.missing),
+                "seconds": round(sum(map(seconds, results.records))),
             }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["experiment", "profile"])
@@ -122,9 +128,6 @@ def origins(store: Store | None = None) -> pd.DataFrame:
     if every:
         found.index = pd.MultiIndex.from_tuples(sorted(every), names=["", "as recorded"])
     return found
-
-
-"""Test images of each original dataset."""
 
 
 def copies(store: Store | None = None) -> str:

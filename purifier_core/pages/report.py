@@ -1,38 +1,25 @@
 """Tables, figures and readings from records. No torch: a laptop that never trains can draw everything."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
 from typing import Any
 
 import pandas as pd
 
 from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.methods import title
-from purifier_core.lab.records import Record, published
-from purifier_core.lab.results import Results
+from purifier_core.lab.records import Store, published
+from purifier_core.lab.results import Results, look_up, records_only
 from purifier_core.pages import drawing
-from purifier_core.pages.statistics import TAKEN, Estimate, measured, number, results_of, runs
+from purifier_core.pages.statistics import DECIDES, TAKEN, Estimate, measured, number, results_of, runs
 
 METRICS = ("acc", "asr")
 
 
-def grouped(results: Results) -> dict[tuple[Any, Column], list[Record]]:
-    """The records behind each number, seed by seed, by (row, column); what is missing is left out."""
-    records = {record.cell: record for record in results.records}
-    experiment, found = results.experiment, {}
-    for row, column in experiment.places(results.profile):
-        for profile in filter(None, (results.profile, results.filler)):
-            cells = [experiment.cell(column, row, seed, profile) for seed in experiment.seeds]
-            if mine := [records[cell] for cell in cells if cell in records]:
-                found[row, column] = mine
-                break
-    return found
-
-
 def estimates(results: Results) -> dict[tuple[Any, Column, str], Estimate]:
     """Ours, by (row, column, metric); what is missing, and what is no result of its defense, is left out."""
-    known = {place: results_of(mine) for place, mine in grouped(results).items()}
+    known = {place: results_of(mine) for place, mine in results.found.items()}
     return {(*place, metric): measured(mine, metric) for place, mine in known.items() if mine for metric in METRICS}
 
 
@@ -65,7 +52,7 @@ def table(results: Results) -> pd.DataFrame:
     Values are text in percent; "missing" where no record is, "–" where the paper has no number. The last line of a row
     has the number of seeds, where there are several anywhere.
     """
-    experiment, behind = results.experiment, grouped(results)
+    experiment, behind = results.experiment, results.found
     ours, paper = estimates(results), paper_values(experiment)
     rows: dict[tuple[Any, str, str], dict[str, str]] = {}
     for row in experiment.rows(results.profile):
@@ -82,7 +69,7 @@ def table(results: Results) -> pd.DataFrame:
             for source in _SOURCES:
                 rows[head, metric.upper(), source] = {label: texts[source] for label, texts in lines.items()}
         mine = {column.label: behind.get((row, column), []) for column in experiment.columns()}
-        if results.filler:
+        if len(results.sizes) > 1:
             rows[head, "seeds", "profile, n"] = {
                 h: f"{m[0].cell.profile}, {len(m)}" if m else "–" for h, m in mine.items()
             }
@@ -105,6 +92,39 @@ def _lines(value: Estimate | None, stated: float | None, recorded: bool) -> dict
         return texts | {"ours": "no threshold" if recorded else "missing"}
     texts |= {"ours": f"{value.mean:.2f}", "lowest to highest": value.spread(2)}
     return texts | ({} if stated is None else {"difference": number(value.mean - stated, 2, "+")})
+
+
+def at(size: str, results: Results, store: Store | None = None) -> Results:
+    """The records of the same experiment at one profile."""
+    return look_up(replace(results.experiment, profile=size), store, reading=True)
+
+
+def decisive(results: Results) -> Results:
+    """In the book, the same table's hardest row at the largest profile where every number has seeds enough to decide.
+
+    Else, and outside the book, the results as they are.
+    """
+    if not records_only():
+        return results
+    for other in (at(size, results) for size in results.sizes):
+        row = min(other.experiment.rows(other.profile))
+        if all(len(other.found.get((row, column), [])) >= DECIDES for column in other.experiment.columns()):
+            return other
+    return results
+
+
+def at_smaller_sizes(results: Results, view: Callable[[Results], pd.DataFrame]) -> str:
+    """In the book, `view` of each smaller profile that has numbers which a larger one hides, as HTML; else empty."""
+    if not records_only():
+        return ""
+    shown = {record.cell for record in results.records}
+    others = [at(size, results) for size in results.sizes[1:]]
+    return "".join(
+        f"<p><b>The same at <code>{other.profile}</code>.</b> {other.headline}</p>"
+        f"{styled(view(other), f'{other.experiment.name}-{other.profile}')}"
+        for other in others
+        if not {record.cell for record in other.records} <= shown
+    )
 
 
 def styled(table: pd.DataFrame, name: str, kind: str = "results") -> str:
@@ -166,7 +186,7 @@ def provenance(results: Results) -> str:
 
     seeds = each(sorted({r.cell.seed for r in results.records}))
     missing = len(results.missing)
-    if len({len(mine) for mine in grouped(results).values()}) > 1:
+    if len({len(mine) for mine in results.found.values()}) > 1:
         seeds += ", not all everywhere"
     commits = each(
         (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")
@@ -216,6 +236,7 @@ def figure(results: Results) -> Any:
     """ACC and ASR at the table's hardest row, the smallest on its axis: every seed, and the published value."""
     import matplotlib.pyplot as plt
 
+    results = decisive(results)
     ours, paper = estimates(results), paper_values(results.experiment)
     row = min(results.experiment.rows(results.profile))
     columns = results.experiment.columns()

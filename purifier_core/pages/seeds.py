@@ -11,7 +11,7 @@ from typing import Any
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
-from purifier_core.pages.report import grouped, paper_values
+from purifier_core.pages.report import paper_values
 from purifier_core.pages.statistics import DECIDES, TAKEN, decided, estimate
 
 
@@ -129,7 +129,7 @@ class Judgement:
 def by_run(results: Results) -> dict[Hashable, dict[Place, Record]]:
     """The records of each run, by row and column. A run is a seed at one profile."""
     found: dict[Hashable, dict[Place, Record]] = {}
-    for place, records in grouped(results).items():
+    for place, records in results.found.items():
         for record in records:
             found.setdefault((record.cell.profile, record.cell.seed), {})[place] = record
     return found

@@ -7,8 +7,8 @@ import pandas as pd
 from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.experiments.supplement import share
 from purifier_core.lab.methods import ATTACKS, DATASETS, NETWORKS, PAPER, attacks, title
-from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store, current
+from purifier_core.lab.results import SIZES
 from purifier_core.pages.statistics import DECIDES, measured, took
 from purifier_core.recipes import GRANULARITIES
 
@@ -23,14 +23,15 @@ MAIN: Setting = ("mnist", "vgg16", "badnets")
 class Settings:
     """The records of every attack on every dataset with 5 % of clean images and 10 % of poison, at one profile.
 
-    The profile is the largest at which Purifier has enough seeds to decide something on MNIST.
+    The profile is the one that is named, or the largest at which Purifier has seeds enough to decide something on
+    MNIST.
     """
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(self, store: Store | None = None, profile: str | None = None) -> None:
         done = list(current((store or Store()).all())[0].values())
-        for profile in [name for name in reversed(PROFILES) if name != "quick"]:
-            here = [record for record in done if record.cell.profile == profile]
-            self.profile, self.every, self.uncropped = profile, _sorted_in(here), _sorted_in(here, crops=False)
+        for name in (profile,) if profile else SIZES:
+            here = [record for record in done if record.cell.profile == name]
+            self.profile, self.every, self.uncropped = name, _sorted_in(here), _sorted_in(here, crops=False)
             if len(self.records(MAIN, module("feature", "full"))) >= DECIDES:
                 break
 

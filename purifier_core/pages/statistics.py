@@ -78,10 +78,11 @@ def measured(records: Iterable[Record], metric: str) -> Estimate:
 def paired(after: Iterable[Record], before: Iterable[Record], metric: str) -> Estimate | None:
     """The difference after - before in percentage points, seed by seed; None where no seed has both.
 
-    A seed without a partner does not enter.
+    A seed without a partner at its own profile does not enter.
     """
-    start = {record.cell.seed: getattr(record, metric) for record in before}
-    both = {r.cell.seed: getattr(r, metric) - start[r.cell.seed] for r in after if r.cell.seed in start}
+    start = {(r.cell.profile, r.cell.seed): getattr(r, metric) for r in before}
+    pairs = [(r, start.get((r.cell.profile, r.cell.seed))) for r in after]
+    both = {r.cell.seed: getattr(r, metric) - first for r, first in pairs if first is not None}
     return estimate(both) if both else None
 
 

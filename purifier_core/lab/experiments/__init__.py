@@ -7,12 +7,15 @@ from dataclasses import fields
 from typing import Any
 
 from purifier_core.checks import ConfigError, one_of
-from purifier_core.lab.experiments.beyond import Attacks, Defenses, Readings, Switches
+from purifier_core.lab.experiments.beyond import Attacks, Defenses, Readings, Single, Switches
 from purifier_core.lab.experiments.grids import Experiment
 from purifier_core.lab.experiments.supplement import SUPPLEMENT
 
 _KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Defenses, Readings, Switches)
 EXPERIMENTS = {kind.name: kind for kind in _KINDS}
+
+COMMANDS = EXPERIMENTS | {Single.name: Single}
+"""What the command runs and shows: the experiments of the book, and any one number."""
 
 
 def from_notebook(name: str, namespace: Mapping[str, Any]) -> Experiment:

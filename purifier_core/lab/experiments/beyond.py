@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from purifier_core.checks import one_of
-from purifier_core.lab.cells import Cell
+from purifier_core.lab.cells import Cell, check_switches
 from purifier_core.lab.experiments.grids import Column, Experiment, module
 from purifier_core.lab.experiments.supplement import Table3, share
-from purifier_core.lab.methods import ATTACKS, COLUMNS, DATASETS, METHODS, OURS, PAPER, attacks, bounds
+from purifier_core.lab.methods import ATTACKS, COLUMNS, DATASETS, METHODS, NETWORKS, OURS, PAPER, attacks, ours
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.recipes import GRANULARITIES, INITS
 
@@ -79,7 +79,7 @@ class Defenses(Experiment):
 
     def columns(self) -> list[Column]:
         """No defense, the paper's, and ours."""
-        return [Column(defense) for defense in (*COLUMNS, *bounds())]
+        return [Column(defense) for defense in (*COLUMNS, *ours())]
 
     def places(self, profile: str) -> list[tuple[Any, Column]]:
         """All but ABL against an attacker who knows: it trains its own network, from images that are BadNets'."""
@@ -241,4 +241,63 @@ class Switches(Experiment):
             seed,
             profile,
             (*row.base, *turned),
+        )
+
+
+@dataclass(frozen=True)
+class Single(Experiment):
+    """Any one number: one defense of one network against one attack, with the switches that are named.
+
+    Command: `purifier run cell --network resnet18 --defense nad --attack blend --switches nad_eval=teacher`. clean_size
+    is on MNIST's scale, and gives the same share of another dataset.
+    """
+
+    name: ClassVar[str] = "cell"
+    title: ClassVar[str] = "One number"
+    axis: ClassVar[str] = "dataset"
+
+    dataset: Any = "mnist"
+    network: Any = "vgg16"  # type: ignore[misc]  # a parameter here alone
+    defense: Any = "none"
+    clean_size: Any = 3000
+    switches: Any = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("dataset", self.dataset, DATASETS)
+        one_of("network", self.network, NETWORKS)
+        one_of("defense", self.defense, METHODS)
+        check_switches(self._switches())
+
+    def allowed_attacks(self) -> tuple[str, ...]:
+        """Every attack, and "none" for a clean network."""
+        return (*ATTACKS, "none")
+
+    def _switches(self) -> tuple[tuple[str, str], ...]:
+        """The switches as pairs, from text such as "init=random,flip=always"."""
+        parts = [part.strip() for part in str(self.switches).split(",") if part.strip()]
+        pairs = [part.partition("=") for part in parts]
+        return tuple((name, value) for name, _, value in pairs)
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The one dataset."""
+        return (self.dataset,)
+
+    def columns(self) -> list[Column]:
+        """The one defense."""
+        return [Column(self.defense, self._switches())]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell of a seed."""
+        size = share(self.clean_size, row) if METHODS[self.defense].data == "clean" else 0
+        return Cell(
+            row,
+            self.network,
+            self.attack,
+            float(self.poison_ratio),
+            column.defense,
+            size,
+            seed,
+            profile,
+            column.switches,
         )

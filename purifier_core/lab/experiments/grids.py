@@ -66,10 +66,14 @@ class Experiment:
             else:
                 check_poison_ratio(value)
         one_of("profile", self.profile, ("auto", *PROFILES))
-        one_of("attack", self.attack, (*ATTACKS, "all") if self.axis == "attack" else attacks(PAPER))
+        one_of("attack", self.attack, self.allowed_attacks())
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("curves", self.curves, ("on", "off"))
         object.__setattr__(self, "seeds", parse_seeds(self.seeds))
+
+    def allowed_attacks(self) -> tuple[str, ...]:
+        """The values of `attack`: the paper's, and every one and "all" where they are the rows."""
+        return (*ATTACKS, "all") if self.axis == "attack" else attacks(PAPER)
 
     def _or_all(self, name: str) -> str:
         return ""
