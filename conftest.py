@@ -17,6 +17,11 @@ os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(_home, "hypothesis")
 os.environ.pop("PURIFIER_RECORDS_ONLY", None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--book: a built book to read, for whoever works on its pages."""
+    parser.addoption("--book", help="test this folder of a built book (_build/html) instead of building one")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Remove the shared folder."""
     shutil.rmtree(_home, ignore_errors=True)

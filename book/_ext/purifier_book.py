@@ -3,12 +3,15 @@
 import os
 from typing import Any
 
+import live
 from docutils import nodes
 from granularities import drawing
 from sphinx.application import Sphinx
 from sphinx.directives.patches import Figure
+from sphinx.util.docutils import SphinxDirective
 
 DRAWINGS = {"granularities": drawing}
+LIVE = {"page": live.picture, "table": live.table}
 
 
 class DrawnFigure(Figure):
@@ -21,6 +24,16 @@ class DrawnFigure(Figure):
         for image in list(figure.findall(nodes.image)):
             image.parent.replace(image, nodes.raw("", draw(image.get("alt", "")), format="html"))
         return [figure, *messages]
+
+
+class Live(SphinxDirective):
+    """A part of the page "Try it": `{live} page` or `{live} table`."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The part as HTML."""
+        return [nodes.raw("", LIVE[self.arguments[0]](), format="html")]
 
 
 def name_repository(app: Sphinx, config: Any) -> None:
@@ -71,5 +84,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", offer_to_run, priority=1)  # before the theme, which makes the buttons
     app.connect("env-get-outdated", read_every_page)
     app.connect("doctree-resolved", name_images)
-    app.connect("html-page-context", drop_thebe)
+    app.add_directive("live", Live)
+    app.connect("html-page-context", live.add)
+    app.connect("html-page-context", drop_thebe, priority=900)  # after whatever adds scripts
+    app.connect("build-finished", live.write)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -68,11 +68,11 @@ def make(name: str, work: Work) -> None:
         x, y = work.split.test_images, work.split.test_labels
         triggered = backdoored.stamp(x[y != TARGET_CLASS])  # type: ignore[misc]
         rates = evaluate(networks[repair], x, y, triggered, TARGET_CLASS)
-        notes: dict[str, Any] = rates | {"acc_images": len(y), "asr_images": len(triggered)}
-        notes |= {"clean_size": cell.clean_size}
-        notes |= {"defense": cell.defense, "switches": dict(cell.switches), "digest": zoo.digest(state)}
-        notes |= {"of": backdoored.card["digest"], "data": work.copy}
-        write_safetensors(home / f"{repair}.safetensors", state, {"notes": json.dumps(notes)})
+        known: dict[str, Any] = rates | {"acc_images": len(y), "asr_images": len(triggered)}
+        known |= {"clean_size": cell.clean_size}
+        known |= {"defense": cell.defense, "switches": dict(cell.switches), "digest": zoo.digest(state)}
+        known |= {"of": backdoored.card["digest"], "data": work.copy}
+        write_safetensors(home / f"{repair}.safetensors", state, {"notes": json.dumps(known)})
         print(f"{name} {repair}: ACC {100 * rates['acc']:.2f} %, ASR {100 * rates['asr']:.2f} %")
     ceilings, peaks = reach(networks, work.split.train_images)
     write_safetensors(home / "reach.safetensors", ceilings | peaks, {"of": backdoored.card["digest"]})
@@ -84,6 +84,13 @@ def load(name: str, repair: str) -> nn.Module:
     """A network of the page, in eval mode and fp32, with the weights as rounded; "none" is the undefended one."""
     model = zoo.load(name).model
     return model if repair == "none" else rebuilt(model, repair, zoo.read(FOLDER / name / f"{repair}.safetensors"))
+
+
+def notes(name: str, repair: str) -> dict[str, Any]:
+    """What is noted of a repair: how it was made, its ACC and its ASR."""
+    content = (FOLDER / name / f"{repair}.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["notes"])
 
 
 def rebuilt(model: nn.Module, repair: str, state: zoo.State) -> Wrapped:
