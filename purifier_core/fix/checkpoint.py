@@ -140,7 +140,7 @@ def _check_archive(path: Path) -> None:
 def _harmless() -> list[Any]:
     """Values that checkpoints hold beside their tensors: making them runs nothing."""
     scalar = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")}
+    kinds = {type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
     paths = (pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath)
     array = np.zeros(0).__reduce__()[0]
     olds = [(scalar, "numpy.core.multiarray.scalar"), (array, "numpy.core.multiarray._reconstruct")]
