@@ -1,5 +1,6 @@
 """How long and how fast a training goes, and what of Purifier can be chosen. Without torch."""
 
+import math
 from dataclasses import dataclass
 
 GRANULARITIES = ("channel", "cube", "feature")
@@ -21,6 +22,7 @@ class Recipe:
     nesterov: bool = False
     bf16: bool = False  # autocast: products in bfloat16, weights and their updates in fp32
     cycle: bool = False  # one cycle: a line from 0 up to `lr` over the first 30 %, a line down to 0 over the rest
+    cosine: bool = False  # half a cosine, epoch by epoch, from `lr` towards 0
     tail: bool = False  # MCR's schedule: constant to half, linear down to 1 % at 90 %, then constant
 
     def lr_at(self, epoch: float) -> float:
@@ -28,6 +30,8 @@ class Recipe:
         if self.cycle:
             progress = epoch / self.epochs
             return self.lr * min(progress / 0.3, (1.0 - progress) / 0.7)
+        if self.cosine:
+            return self.lr * (1.0 + math.cos(math.pi * epoch / self.epochs)) / 2
         if self.tail:
             progress = epoch / self.epochs
             return self.lr * min(1.0, max(0.01, 1.0 - 0.99 * (progress - 0.5) / 0.4))

@@ -55,6 +55,17 @@ def test_the_constants_that_the_records_were_made_with_stay():
         "anp_max_drop": 0.05,
         "mcr_t": 0.1,
         "fine_pruning_max_drop": 0.04,
+        "ft_sam_rho": 2.0,
+        "ft_sam_smoothing": 0.1,
+        "i_bau_step": 10.0,
+        "i_bau_penalty": 0.001,
+        "i_bau_inner_step": 0.1,
+        "i_bau_iterations": 5,
+        "i_bau_portion": 0.01,
+        "npd_weight": 0.4,
+        "npd_radius": 3.0,
+        "npd_step": 0.1,
+        "npd_steps": 2,
         "adaptive_purifier_rate": 0.1,
     }
 

@@ -6,8 +6,9 @@ A new defense, attack, dataset or network is one entry here and the function tha
 
 from dataclasses import dataclass, replace
 
-PAPER, OURS, CONTROL = "paper", "ours", "control"
-"""Who has a method or an attack: the paper's tables, this book, or this book as a control that is no defense."""
+PAPER, OURS, CONTROL, FIELD = "paper", "ours", "control", "field"
+"""Who has a method or an attack: the paper's tables, this book, this book as a control that is no defense, or others of
+the field, to compare with."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ METHODS = {
     "scan_repair": Method(
         "Scan-repair", OURS, f"{_AT}.scan_repair:defend", recipes=("scanning", "unlearning"), trains=False
     ),
+    "i_bau": Method("I-BAU", FIELD, f"{_AT}.i_bau:defend", recipes=("i_bau",)),
+    "npd": Method("NPD", FIELD, f"{_AT}.npd:defend", recipes=("npd",)),
+    "ft_sam": Method("FT-SAM", FIELD, f"{_AT}.ft_sam:defend", recipes=("ft_sam",)),
 }
 """By name, in the paper's order and with its labels. "From scratch" trains a fresh network of the same kind on the
 clean set, for as long as Purifier. Scan-repair trains, but with settings of its own that no switch changes."""

@@ -8,7 +8,7 @@ from purifier_core.recipes import PURIFIER_STAGES, SCANNING, UNLEARNING, Recipe,
 
 def plain(recipe: Recipe) -> dict[str, Any]:
     """A recipe for a key. Fields added since the first records stay out at their neutral value, so old keys hold."""
-    later = {"nesterov": False, "bf16": False, "cycle": False}
+    later = {"nesterov": False, "bf16": False, "cycle": False, "cosine": False}
     return {n: v for n, v in asdict(recipe).items() if n not in later or v != later[n]}
 
 
@@ -25,6 +25,13 @@ ABL = (
     Recipe(20, 5e-4, nesterov=True),
 )
 ANP_MASKS = Recipe(0, 0.2, batch_size=128, weight_decay=0.0)  # as many steps as asked for
+# Of the field beyond the paper, from each one's own code; their modules name it.
+FT_SAM = Recipe(100, 0.01, batch_size=256, weight_decay=5e-4, cosine=True)
+I_BAU = Recipe(5, 1e-3, batch_size=100, momentum=0.0, weight_decay=0.0)  # epochs are rounds; Adam
+NPD = (
+    Recipe(5, 1e-4, batch_size=128, momentum=0.0, weight_decay=0.0),
+    Recipe(50, 0.01, batch_size=128, weight_decay=5e-4),
+)
 ANP_STEPS = 2000  # ANP's own; the release's loop comes to 16
 
 
@@ -66,6 +73,17 @@ class Constants:
     anp_max_drop: float = 0.05  # of held-out accuracy, for the threshold; ours, the paper names none
     mcr_t: float = 0.1  # the point of the curve that is the result
     fine_pruning_max_drop: float = 0.04  # of held-out accuracy; ours, the paper names none
+    ft_sam_rho: float = 2.0  # how far a step climbs, times the weights' own sizes
+    ft_sam_smoothing: float = 0.1  # of the labels
+    i_bau_step: float = 10.0  # of the search of a perturbation
+    i_bau_penalty: float = 0.001  # on its squared length
+    i_bau_inner_step: float = 0.1  # of the map whose fixed point it is taken for
+    i_bau_iterations: int = 5  # of that map
+    i_bau_portion: float = 0.01  # of the images that it is put on
+    npd_weight: float = 0.4  # of each of the three losses on moved images
+    npd_radius: float = 3.0  # of the L2 ball that an image is moved in
+    npd_step: float = 0.1  # by the gradient's sign
+    npd_steps: int = 2
     adaptive_purifier_rate: float = 0.1  # of the backdoored model's learning rate: the attacker goes on from it
 
     def of(self, method: str) -> dict[str, Any]:
@@ -100,6 +118,9 @@ class Profile:
     anp_on: tuple[tuple[str, Recipe], ...] = ()  # by dataset, where another
     anp_steps: int = ANP_STEPS
     purifier: tuple[Recipe, Recipe] = PURIFIER_STAGES
+    ft_sam: Recipe = FT_SAM
+    i_bau: Recipe = I_BAU
+    npd: tuple[Recipe, Recipe] = NPD
     scanning: Scanning = SCANNING
     unlearning: Unlearning = UNLEARNING
     constants: Constants = Constants()
@@ -132,6 +153,9 @@ PROFILES = {
             abl=(Recipe(5, 0.1, nesterov=True), Recipe(12, 0.1, (9,), nesterov=True), ABL[2]),
             anp_steps=500,
             purifier=(prolonged(PURIFIER_STAGES[0], QUICK), prolonged(PURIFIER_STAGES[1], QUICK)),
+            ft_sam=prolonged(FT_SAM, QUICK),
+            i_bau=prolonged(I_BAU, QUICK),
+            npd=(prolonged(NPD[0], QUICK), prolonged(NPD[1], QUICK)),
             watch_every=2 * QUICK,  # as many points as at `small`
         ),
         Profile(
@@ -152,6 +176,8 @@ PROFILES = {
             anp_on=(("gtsrb", replace(ANP_MASKS, lr=0.01)),),  # BackdoorBench's; at 0.2 no threshold is admissible
             anp_steps=500,
             purifier=(Recipe(10, 0.01), Recipe(10, 0.01)),
+            ft_sam=replace(FT_SAM, epochs=50),
+            npd=(NPD[0], replace(NPD[1], epochs=25)),
         ),
         Profile(
             "wide",
