@@ -32,6 +32,7 @@ _HELP = {
     "dataset": ", ".join(DATASETS) + ", or all where there are several",
     "network": ", ".join(NETWORKS),
     "defense": ", ".join(METHODS),
+    "width": "channels as a share of the paper's: 0.125, 0.25, 0.5, 1.0, or all",
     "switches": "what departs from the intended method, such as init=random,flip=always",
     "switch": "the switch to turn, or all",
     "curves": "on or off: watch each defense after every epoch",
@@ -135,6 +136,7 @@ def show(results: Results, store: Store, figure: str | None = None) -> int:
         efficiency,
         gallery,
         inside,
+        ladder,
         readings,
         report,
         single,
@@ -147,6 +149,7 @@ def show(results: Results, store: Store, figure: str | None = None) -> int:
         "defenses": defenses,
         "readings": readings,
         "switches": ablation,
+        "ladder": ladder,
         "cell": single,
     } | dict.fromkeys(("figure10", "figure11", "figure12"), anomaly)
     view = views.get(kind.name, report)

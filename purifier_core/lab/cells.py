@@ -23,6 +23,7 @@ RESULT_VERSION = 1
 
 
 TRAINED, TRAINED_CLEAN = "all that is trained", "all that is trained on clean images"
+EVERY = "every method"
 """Kinds of methods, for `Switch.applies`."""
 
 
@@ -38,7 +39,7 @@ class Switch:
     def bears(self, defense: str, attack: str) -> bool:
         """Whether it changes this defense, or this attack's network."""
         method = METHODS[defense]
-        kinds = {TRAINED: method.trains, TRAINED_CLEAN: method.trains and method.data == "clean"}
+        kinds = {EVERY: True, TRAINED: method.trains, TRAINED_CLEAN: method.trains and method.data == "clean"}
         return any(kinds.get(name, name in (defense, attack)) for name in self.applies)
 
 
@@ -77,6 +78,7 @@ SWITCHES = {
     "abl_bn": Switch(("reference", "frozen", "recounted"), ("abl",), "BatchNorm's statistics in ABL's unlearning"),
     "anp_steps": Switch(("profile", "16"), ("anp",), "mask updates: the profile's number, or the release's 16"),
     "precision": Switch(("fp32", "bf16"), ("backdoor", TRAINED), "train under bf16 autocast; ours, for speed"),
+    "width": Switch(("profile", "0.25", "0.5", "1"), ("backdoor", EVERY), "channels, as a share of the paper's; ours"),
 }
 
 
@@ -156,7 +158,7 @@ class Cell:
         """Everything of the profile that bears on this cell, as plain values."""
         profile = PROFILES[self.profile]
         backdoor, clean = (plain(profile.backdoored(self.dataset, attack)) for attack in (self.attack, "none"))
-        found: dict[str, Any] = {"data": profile.data, "width": profile.width, "backdoor": backdoor}
+        found: dict[str, Any] = {"data": profile.data, "width": self.width, "backdoor": backdoor}
         if self.needs_reference and clean != backdoor:  # where they are equal, as they were, the key holds
             found["reference"] = clean
         if self.consistent:
@@ -177,6 +179,12 @@ class Cell:
         if isinstance(value, (Scanning, Unlearning)):
             return asdict(value)
         return plain(value) if isinstance(value, Recipe) else value
+
+    @property
+    def width(self) -> float:
+        """The width of its network: 1 is the paper's."""
+        value = self.switch("width")
+        return PROFILES[self.profile].width if value == "profile" else float(value)
 
     def purifier_stages(self) -> tuple[Recipe, Recipe]:
         """Purifier's two recipes at this cell's profile and learning rates."""

@@ -273,4 +273,4 @@ class Work:
     def blank(self, cell: Cell) -> nn.Module:
         """A fresh network of the cell's kind, as its training begins."""
         seed = derive(cell.seed, "init")
-        return arrange(build(cell.network, self.split.num_classes, self.profile.width, seed).to(self.device))
+        return arrange(build(cell.network, self.split.num_classes, cell.width, seed).to(self.device))

@@ -83,8 +83,8 @@ def operations(cell: Cell, images: float) -> float:
     """Floating-point operations of training on so many images, forward and backward, in units of 10^12; nan if no
     benchmark has counted the network."""
     for one in benchmarks().values():
-        width = _WIDTHS[PROFILES[cell.profile].width]
-        return images * one["flops"][cell.network][width]["training"] / 1e12
+        if counted := one["flops"][cell.network].get(_WIDTHS.get(cell.width, "")):
+            return images * counted["training"] / 1e12
     return float("nan")
 
 

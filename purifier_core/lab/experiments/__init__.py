@@ -7,11 +7,11 @@ from dataclasses import fields
 from typing import Any
 
 from purifier_core.checks import ConfigError, one_of
-from purifier_core.lab.experiments.beyond import Attacks, Defenses, Readings, Single, Switches
+from purifier_core.lab.experiments.beyond import Attacks, Defenses, Ladder, Readings, Single, Switches
 from purifier_core.lab.experiments.grids import Experiment
 from purifier_core.lab.experiments.supplement import SUPPLEMENT
 
-_KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Defenses, Readings, Switches)
+_KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Defenses, Readings, Switches, Ladder)
 EXPERIMENTS = {kind.name: kind for kind in _KINDS}
 
 COMMANDS = EXPERIMENTS | {Single.name: Single}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from purifier_core.checks import one_of
+from purifier_core.checks import ConfigError, one_of
 from purifier_core.lab.cells import Cell, check_switches
 from purifier_core.lab.experiments.grids import Column, Experiment, module
 from purifier_core.lab.experiments.supplement import Table3, share
@@ -241,6 +241,61 @@ class Switches(Experiment):
             seed,
             profile,
             (*row.base, *turned),
+        )
+
+
+WIDTHS = (0.125, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Ladder(Experiment):
+    """The same methods on networks of four widths, all else equal: does a conclusion change with the width?
+
+    Command: `papermill notebooks/ladder.ipynb out.ipynb -p profile small -p width 0.25`. VGG-16 on MNIST, 3,000 clean
+    images. The narrowest is the profile's own network; a profile of another width has that one alone.
+    """
+
+    name: ClassVar[str] = "ladder"
+    title: ClassVar[str] = "The width"
+    axis: ClassVar[str] = "width"
+
+    clean_size: Any = 3000
+    width: Any = 0.125
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width not in (*WIDTHS, "all"):
+            raise ConfigError(f"width={self.width!r} is not known; allowed: {', '.join(map(str, WIDTHS))}, all.")
+
+    def whole(self) -> "Ladder":
+        """Every width."""
+        return replace(self, width="all")
+
+    def rows(self, profile: str) -> tuple[Any, ...]:
+        """The widths asked for that can be had at a profile."""
+        own = PROFILES[profile].width
+        there = WIDTHS if own == WIDTHS[0] else (own,)
+        return tuple(width for width in there if self.width in ("all", width))
+
+    def columns(self) -> list[Column]:
+        """The undefended network, two baselines, every module from both starts, and the bound that removes most."""
+        modules = [module(g, init) for init in ("full", "random") for g in GRANULARITIES]
+        return [Column("none"), Column("finetuning"), Column("nad"), *modules, Column("bound_feature")]
+
+    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
+        """The cell behind one pair of ACC and ASR."""
+        turned = () if row == PROFILES[profile].width else (("width", f"{row:g}"),)
+        size = self.clean_size if METHODS[column.defense].data == "clean" else 0
+        return Cell(
+            "mnist",
+            self.network,
+            self.attack,
+            float(self.poison_ratio),
+            column.defense,
+            size,
+            seed,
+            profile,
+            (*column.switches, *turned),
         )
 
 
