@@ -138,6 +138,7 @@ def show(results: Results, store: Store, figure: str | None = None) -> int:
         inside,
         ladder,
         readings,
+        repairs,
         report,
         single,
     )
@@ -150,6 +151,7 @@ def show(results: Results, store: Store, figure: str | None = None) -> int:
         "readings": readings,
         "switches": ablation,
         "ladder": ladder,
+        "repairs": repairs,
         "cell": single,
     } | dict.fromkeys(("figure10", "figure11", "figure12"), anomaly)
     view = views.get(kind.name, report)

@@ -6,9 +6,9 @@ A new defense, attack, dataset or network is one entry here and the function tha
 
 from dataclasses import dataclass, replace
 
-PAPER, OURS, CONTROL, FIELD = "paper", "ours", "control", "field"
-"""Who has a method or an attack: the paper's tables, this book, this book as a control that is no defense, or others of
-the field, to compare with."""
+PAPER, OURS, CONTROL, REPAIR = "paper", "ours", "control", "repair"
+"""Where a method or an attack belongs: to the paper's tables, to what this book adds to their comparison, to it as a
+control that is no defense, or to the comparison of repairs, of which Scan-repair is ours."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ METHODS = {
     "bound_cube": replace(_BOUND, label="Bound-Cube"),
     "bound_feature": replace(_BOUND, label="Bound-Feature"),
     "scan_repair": Method(
-        "Scan-repair", OURS, f"{_AT}.scan_repair:defend", recipes=("scanning", "unlearning"), trains=False
+        "Scan-repair", REPAIR, f"{_AT}.scan_repair:defend", recipes=("scanning", "unlearning"), trains=False
     ),
-    "i_bau": Method("I-BAU", FIELD, f"{_AT}.i_bau:defend", recipes=("i_bau",)),
-    "npd": Method("NPD", FIELD, f"{_AT}.npd:defend", recipes=("npd",)),
-    "ft_sam": Method("FT-SAM", FIELD, f"{_AT}.ft_sam:defend", recipes=("ft_sam",)),
+    "i_bau": Method("I-BAU", REPAIR, f"{_AT}.i_bau:defend", recipes=("i_bau",)),
+    "npd": Method("NPD", REPAIR, f"{_AT}.npd:defend", recipes=("npd",)),
+    "ft_sam": Method("FT-SAM", REPAIR, f"{_AT}.ft_sam:defend", recipes=("ft_sam",)),
 }
 """By name, in the paper's order and with its labels. "From scratch" trains a fresh network of the same kind on the
 clean set, for as long as Purifier. Scan-repair trains, but with settings of its own that no switch changes."""
@@ -134,8 +134,13 @@ NETWORKS = {
 
 
 def ours() -> tuple[str, ...]:
-    """The names of this book's own methods."""
+    """The names of this book's own methods in the paper's comparison."""
     return tuple(name for name, method in METHODS.items() if method.group == OURS)
+
+
+def repairs() -> tuple[str, ...]:
+    """The names of the methods that the comparison of repairs adds."""
+    return tuple(name for name, method in METHODS.items() if method.group == REPAIR)
 
 
 def attacks(group: str) -> tuple[str, ...]:

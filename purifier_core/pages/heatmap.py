@@ -64,8 +64,8 @@ def _lines(rows: list[Any]) -> list[tuple[str, Any]]:
 
 def _across(columns: list[Column]) -> list[float]:
     """Where the columns begin: a gap after "No Defense", and one before what is ours."""
-    ours = [number for number, column in enumerate(columns) if column.defense in ours()]
-    return [n + 0.3 * (n > 0) + 0.3 * bool(ours and n >= ours[0]) for n in range(len(columns))]
+    own = [number for number, column in enumerate(columns) if column.defense in ours()]
+    return [n + 0.3 * (n > 0) + 0.3 * bool(own and n >= own[0]) for n in range(len(columns))]
 
 
 def _fall(mine: list[Record], before: list[Record], cost: float) -> str:
