@@ -3,7 +3,7 @@
 import ctypes
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -64,23 +64,16 @@ def prepare(device: torch.device) -> None:
 
 
 @cache
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, and in large pages, where the C library is glibc.
+def keep_memory() -> bool:
+    """Let this process keep the memory that it frees, and say whether it does: so it is where the C library is glibc.
 
     A step frees and takes the same large tensors again and again. By default glibc gives each back to the system, which
-    then clears every page anew: a tenth of the time of a training step at width 1/8, a quarter of an evaluation. Pages
-    of 2 MiB for the first GiB save 2 % more.
+    then clears every page anew: a tenth of the time of a training step at width 1/8, a quarter of an evaluation.
     """
-    with suppress(OSError, AttributeError, TypeError):
-        fast, trim_threshold, mmap_max, huge_page = 1, -1, -4, 14  # of malloc.h and mman.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(fast, 0)  # small blocks kept apart are joined again whenever a large one is freed
-        libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
-        libc.free.argtypes = (ctypes.c_void_p,)
-        libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        page = 2**21
-        start = -(-libc.sbrk(0) // page) * page
-        libc.free(libc.malloc(2**30))  # stays at the heap's end, for what is needed later
-        libc.madvise(start, max(0, libc.sbrk(0) - start) // page * page, huge_page)
+    fast, trim_threshold, mmap_max = 1, -1, -4  # of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    # small blocks kept apart are joined again whenever a large one is freed: so none are
+    return all([mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(fast, 0)])

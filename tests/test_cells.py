@@ -98,6 +98,7 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
         "sig_label": "dirty",
         "cl_kind": "consistent",
         "cl_sign": "kept",
+        "width": "profile",
         "nad_eval": "student",
         "nad_maps": "pre-pool",
         "fp_select": "held-out",

@@ -256,12 +256,13 @@ def none_removes_all(settings: Settings) -> Finding | None:
     """No defense removes every backdoor that took."""
     defenses = [module(d, "full") if d in GRANULARITIES else Column(d) for d in (*COLUMNS[1:], *ours())]
     rows = [setting for setting in settings.taken() if setting[1] == MAIN[1]]
-    every = {c: {row: removes(settings, row, c) for row in rows if settings.records(row, c)} for c in defenses}
+    there = {column: [row for row in rows if settings.records(row, column)] for column in defenses}
+    every = {c: {row: removes(settings, row, c) for row in where} for c, where in there.items() if where}
     removed = {c: [row for row, decision in each.items() if decision.answer] for c, each in every.items()}
     left = {c: [row for row, decision in each.items() if decision.answer is False] for c, each in every.items()}
     if not all(left.values()):
         return None
-    best = max(defenses, key=lambda column: len(removed[column]))
+    best = max(every, key=lambda column: len(removed[column]))
     places = [
         Place(f"{column.name} does not remove", name(row), Decision(True, every[column][row].n))
         for column, rows in left.items()
@@ -295,5 +296,5 @@ def markdown(store: Store | None = None) -> str:
     profile = Settings(store).profile
     items = [finding.markdown() for finding in findings(store)] or ["Nothing is decided yet."]
     note = "ACC and ASR are in percent: the mean over seeds, and in brackets the lowest to the highest."
-    note = f"The numbered findings are at profile *{profile}*. {note}"
-    return "\n".join([in_words(store), "", *items, "", note])
+    parts = [in_words(store), "\n".join(items), f"The numbered findings are at profile *{profile}*. {note}"]
+    return "\n\n".join(part for part in parts if part)

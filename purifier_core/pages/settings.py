@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from purifier_core.lab.experiments.grids import Column, module
-from purifier_core.lab.experiments.supplement import share
+from purifier_core.lab.experiments.supplement import same_share
 from purifier_core.lab.methods import ATTACKS, DATASETS, NETWORKS, PAPER, attacks, title
 from purifier_core.lab.records import Record, Store, current
 from purifier_core.lab.results import SIZES
@@ -52,7 +52,7 @@ def _sorted_in(records: Iterable[Record], crops: bool = True) -> dict[Setting, d
         cell, switches = record.cell, dict(record.cell.switches)
         init = switches.pop("init", "full")
         usual = switches == ({} if crops else {"defence_aug": "off"}) and cell.poison_ratio == 0.1
-        if usual and cell.attack in attacks(PAPER) and cell.clean_size in (0, share(SIZE, cell.dataset)):
+        if usual and cell.attack in attacks(PAPER) and cell.clean_size in (0, same_share(SIZE, cell.dataset)):
             column = module(cell.defense, init) if cell.defense in GRANULARITIES else Column(cell.defense)
             setting = (cell.dataset, cell.network, cell.attack)
             found.setdefault(setting, {}).setdefault(column, {})[cell.seed] = record

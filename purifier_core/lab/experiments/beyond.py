@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from purifier_core.checks import ConfigError, one_of
 from purifier_core.lab.cells import Cell, check_switches
 from purifier_core.lab.experiments.grids import Column, Experiment, module
-from purifier_core.lab.experiments.supplement import Table3, share
+from purifier_core.lab.experiments.supplement import Table3, same_share
 from purifier_core.lab.methods import ATTACKS, COLUMNS, DATASETS, METHODS, NETWORKS, OURS, PAPER, attacks, ours
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.recipes import GRANULARITIES, INITS
@@ -91,7 +91,7 @@ class Defenses(Experiment):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of ACC and ASR."""
         attack, dataset = row
-        size = 0 if METHODS[column.defense].data != "clean" else share(3000, dataset)
+        size = 0 if METHODS[column.defense].data != "clean" else same_share(3000, dataset)
         return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
 
 
@@ -129,7 +129,7 @@ class Readings(Experiment):
         if PROFILES[profile].data == "embedded":
             return (Setting("mnist", "vgg16", 3000),)
         mnist = [Setting("mnist", "vgg16", size) for size in Table3.every]
-        cifar = [Setting("cifar10", network, share(3000, "cifar10")) for network in ("vgg16", "resnet18")]
+        cifar = [Setting("cifar10", network, same_share(3000, "cifar10")) for network in ("vgg16", "resnet18")]
         every = [*mnist, replace(mnist[-1], augment=False), *cifar]
         return tuple(setting for setting in every if self.dataset in ("all", setting.dataset))
 
@@ -344,7 +344,7 @@ class Single(Experiment):
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell of a seed."""
-        size = share(self.clean_size, row) if METHODS[self.defense].data == "clean" else 0
+        size = same_share(self.clean_size, row) if METHODS[self.defense].data == "clean" else 0
         return Cell(
             row,
             self.network,

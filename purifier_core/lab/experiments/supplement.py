@@ -11,7 +11,7 @@ from purifier_core.lab.profiles import PROFILES
 from purifier_core.recipes import INITS
 
 
-def share(clean_size: int, dataset: str) -> int:
+def same_share(clean_size: int, dataset: str) -> int:
     """A clean size on MNIST's scale as the same share of another dataset."""
     return round(clean_size * DATASETS[dataset].train / DATASETS["mnist"].train)
 
@@ -81,7 +81,7 @@ class Figure13(Table):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one bar."""
         mnist = super().cell(column, row, seed, profile)
-        return replace(mnist, dataset=row, clean_size=share(self.clean_size, row))
+        return replace(mnist, dataset=row, clean_size=same_share(self.clean_size, row))
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Figure12(Figure10):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of panels."""
         undefended = super().cell(column, row, seed, profile)
-        size = share(self.clean_size, row)
+        size = same_share(self.clean_size, row)
         return replace(undefended, defense=column.defense, clean_size=size, switches=column.switches)
 
 
