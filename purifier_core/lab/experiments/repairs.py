@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.beyond import Defenses
 from purifier_core.lab.experiments.grids import Column
-from purifier_core.lab.experiments.supplement import share
+from purifier_core.lab.experiments.supplement import same_share
 from purifier_core.lab.methods import ATTACKS, METHODS, repairs
 
 
@@ -47,5 +47,5 @@ class Repairs(Defenses):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one number."""
         attack, dataset = row
-        size = share(self.clean_size, dataset) if METHODS[column.defense].data == "clean" else 0
+        size = same_share(self.clean_size, dataset) if METHODS[column.defense].data == "clean" else 0
         return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
