@@ -10,6 +10,8 @@ from purifier_core.fix.options import Options
 SCHEMA = "purifier-fix/1"
 """Name and version of the JSON. The number rises when an entry is renamed, removed, or changes its meaning."""
 
+_ROUNDING = 1e-9  # of the difference of two shares
+
 BUDGET = 0.01  # of predictions that bounds may change, where none is given
 
 
@@ -61,7 +63,7 @@ def _asr(options: Options, comparison: Comparison) -> Finding | None:
 
 
 def _accuracy(options: Options, comparison: Comparison) -> Finding | None:
-    if comparison.drop is None or comparison.drop <= options.max_drop:
+    if comparison.drop is None or comparison.drop <= options.max_drop + _ROUNDING:
         return None
     return Finding(
         "accuracy_lost",
