@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from purifier_core.checks import ConfigError, integer, one_of
+from purifier_core.fix import scan_options
 from purifier_core.fix.options import Options, add_to
 from purifier_core.lab import archive, runner
 from purifier_core.lab.experiments import COMMANDS, EXPERIMENTS
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "--scheduler", help="have the workers of this Dask scheduler compute: tcp://host:port"
                 )
     add_to(verbs)
+    scan_options.add_to(verbs)
     verbs.add_parser("status", help="what is done, missing and failed, and how long it took")
     carry = verbs.add_parser(
         "export", help="put records into one file, to carry to another machine", allow_abbrev=False
@@ -88,6 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from purifier_core.fix.run import main as fix
 
             return fix(Options(**chosen))
+        if verb == "scan":
+            from purifier_core.fix.search import main as scan
+
+            pictures = chosen.pop("pictures")
+            return scan(scan_options.options_of(chosen), pictures)
         if verb == "zoo":
             return visit(Store(), **chosen)
         if verb == "status":

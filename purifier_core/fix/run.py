@@ -55,11 +55,11 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
     Raises ConfigError for a wrong input, and DivergedError where training diverges.
     """
     started = time.perf_counter()
-    _import_all()
+    import_all()
     _check_writable(options)
     device = pick_device(options.device)
     model = make(options)
-    entry = _insert(model, options)
+    entry = insert(model, options)
     pixels = pixels_of(options, channels_of(model), getattr(model, "pretrained_cfg", None))
     say(f"images: {pixels}")
     chosen = choose(options, pixels)
@@ -103,7 +103,7 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
     return comparison, found
 
 
-def _import_all() -> None:
+def import_all() -> None:
     """Import what is used later, before any code of the reader's runs: nothing beside a model file is taken for it."""
     import scipy.optimize  # noqa: F401
     from PIL import Image
@@ -132,7 +132,7 @@ def _check_writable(options: Options) -> None:
             ) from problem
 
 
-def _insert(model: nn.Module, options: Options) -> str:
+def insert(model: nn.Module, options: Options) -> str:
     """Load the weights into the model; returns the entry of the file that they were under."""
     content, notes = checkpoint.read(options.weights)
     if notes:

@@ -1,0 +1,51 @@
+"""What `purifier scan` can be told: the part of `purifier fix`'s options that says what to read. Without torch."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from purifier_core.fix.options import Options
+
+READING = [
+    "model",
+    "weights",
+    "images",
+    "weights_key",
+    "classes",
+    "class_names",
+    "class_index",
+    "natural",
+    "size",
+    "resize",
+    "crop",
+    "normalize",
+    "skip_bad_images",
+    "trust_inputs",
+    "seed",
+    "device",
+    "json",
+    "quiet",
+]
+
+
+def add_to(verbs: Any) -> None:
+    """Add the command to a parser's subcommands."""
+    about = "look for a backdoor in a model of your own with a folder of clean images"
+    ends = "Exit status: 0 nothing stands out, 1 a backdoor is suspected or the scan cannot tell, 2 wrong use."
+    command = verbs.add_parser("scan", help=about, description=about, epilog=ends, allow_abbrev=False)
+    for one in fields(Options):
+        if one.name not in READING:
+            continue
+        flag, kind, text = "--" + one.name.replace("_", "-"), one.metadata["kind"], one.metadata["about"]
+        if kind is bool:
+            command.add_argument(flag, action="store_true", help=text)
+        elif one.default is MISSING:
+            command.add_argument(flag, type=kind, required=True, help=text)
+        else:
+            command.add_argument(flag, type=kind, default=one.default, help=text)
+    command.add_argument("--pictures", type=Path, metavar="FOLDER", help="write each family's best stamp here, as PNG")
+
+
+def options_of(chosen: dict[str, Any]) -> Options:
+    """The options of a run; what a scan has no use for is as a method with labels wants it."""
+    return Options(out=Path("scan.safetensors"), method="feature", **chosen)

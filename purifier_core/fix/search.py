@@ -1,0 +1,104 @@
+"""`purifier scan` from its options to its verdict."""
+
+import contextlib
+import io
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from purifier_core.checks import ConfigError
+from purifier_core.device import pick_device, prepare
+from purifier_core.files import write_atomically
+from purifier_core.fix.network import channels_of, make, prepared
+from purifier_core.fix.options import Options
+from purifier_core.fix.pixels import choose as pixels_of
+from purifier_core.fix.reading import check_inputs, check_model, choose, printable, say
+from purifier_core.fix.run import import_all, insert
+from purifier_core.scan import NOTHING, Candidate, Findings, scan
+from purifier_core.stamps import Stamps
+
+
+def main(options: Options, pictures: Path | None) -> int:
+    """Scan, print the verdict, write what was asked for; returns the exit status: 0 nothing stands out, 1 else.
+
+    Raises ConfigError, RuntimeError or OSError.
+    """
+    prepare(pick_device(options.device))
+    quiet = contextlib.redirect_stdout(io.StringIO()) if options.quiet else contextlib.nullcontext()
+    try:
+        with quiet:
+            findings, names = search(options)
+            for text in summary(findings, names):
+                say(text)
+            _write(findings, names, options.json, pictures)
+    except KeyboardInterrupt:
+        print("\nstopped.", file=sys.stderr)
+        return 130
+    except ConfigError as problem:  # names from files and folders may hold anything
+        raise ConfigError(printable(str(problem))) from problem
+    return int(findings.verdict != NOTHING)
+
+
+def search(options: Options) -> tuple[Findings, dict[int, str]]:
+    """What the scan of the options' network finds, and the names of its classes."""
+    import_all()
+    device = pick_device(options.device)
+    model = make(options)
+    insert(model, options)
+    pixels = pixels_of(options, channels_of(model), getattr(model, "pretrained_cfg", None))
+    say(f"images: {pixels}")
+    chosen = choose(options, pixels)
+    network = prepared(model, pixels).to(device).eval()
+    outputs = check_model(network, chosen.pictures.images[:2].to(device), chosen, options)
+    check_inputs(network, chosen, pixels, outputs, options)
+    labels = chosen.labels(torch.arange(len(chosen.pictures.places)))
+    assert labels is not None
+    return scan(network, chosen.pictures.images.to(device), labels, seed=options.seed), chosen.folder.names
+
+
+def summary(findings: Findings, names: dict[int, str]) -> list[str]:
+    """The verdict, and a line for each family."""
+    lines = [f"{findings.verdict}{f': {findings.reason}' if findings.reason else ''} ({findings.seconds:.0f} s)"]
+    for candidate in findings.candidates:
+        told = f"class {candidate.target}" + (f", {names[candidate.target]!r}" if candidate.target in names else "")
+        mark = "stands out" if candidate in findings.suspects else "does not stand out"
+        lines.append(
+            f"{candidate.family}: {told} {mark}: score {candidate.score:.1f}, p {candidate.p:.2g}; its stamp carries "
+            f"{candidate.success:.0%} of other images there"
+        )
+    return lines
+
+
+def picture(stamp: Stamps) -> torch.Tensor:
+    """One class's stamp as a uint8 picture (C, H, W): what it puts on a grey image, a weak one at full strength."""
+    pattern, mask = stamp.patterns[0], stamp.masks[0] if stamp.family == "patch" else 1.0
+    low, high = pattern.amin(), pattern.amax()
+    if low < 0 or high > 1:  # of normalised images
+        pattern = (pattern - low) / (high - low)
+    return ((0.5 + mask * (pattern - 0.5)) * 255).round().to(torch.uint8)
+
+
+def _write(findings: Findings, names: dict[int, str], path: Path | None, pictures: Path | None) -> None:
+    if path is not None:
+        told = {name: getattr(findings, name) for name in ("verdict", "reason", "p", "seconds", "margins")}
+        told["candidates"] = [_plain(candidate, names) for candidate in findings.candidates]
+        write_atomically(path, lambda part: part.write_text(json.dumps(told, indent=1) + "\n"))
+    for candidate in findings.candidates if pictures is not None else ():
+        assert pictures is not None
+        write_atomically(pictures / f"{candidate.family}.png", partial(_draw, picture(candidate.stamp)))
+
+
+def _plain(candidate: Candidate, names: dict[int, str]) -> dict[str, Any]:
+    plain = {name: value for name, value in vars(candidate).items() if name != "stamp"}
+    return plain | {"name": names.get(candidate.target)}
+
+
+def _draw(pixels: torch.Tensor, path: Path) -> None:
+    from PIL import Image
+
+    turned = pixels.permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(turned[:, :, 0] if turned.shape[2] == 1 else turned).save(path, format="PNG")

@@ -1,0 +1,80 @@
+"""`purifier scan` as a reader runs it, on a network and a folder of images of their own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reader import bird, normalised, trained
+from safetensors.torch import save_file
+
+from purifier_core import cli
+from purifier_core.fix.images import anywhere, stack
+from purifier_core.fix.pixels import Pixels
+from purifier_core.fix.search import picture
+from purifier_core.stamps import Stamps
+
+MODULE = """
+from torch import nn
+
+def make():
+    features = [nn.Conv2d(3, 12, 3, 2), nn.ReLU(), nn.Conv2d(12, 16, 3, 2), nn.ReLU()]
+    return nn.Sequential(*features, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(144, 6))
+"""
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory) -> Path:
+    """Six classes of noisy images, and the weights of a network that calls a white corner class 4."""
+    folder = tmp_path_factory.mktemp("birds")
+    (folder / "birds_net.py").write_text(MODULE)
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        (folder / "clean" / f"bird {number}").mkdir(parents=True)
+        for one in range(20):
+            pixels = bird(draw, number % 3)
+            pixels[:10] //= 1 + (number > 2)  # a dark upper half tells the last three from the first
+            Image.fromarray(pixels).save(folder / "clean" / f"bird {number}" / f"{one}.png")
+    images = stack(anywhere(folder / "clean").paths, Pixels(size=24)).images
+    labels = torch.arange(6).repeat_interleave(20)
+    stamped = images.clone()
+    stamped[:, :, -4:, -4:] = 255
+    x = normalised(torch.cat([images, stamped]))
+    namespace: dict = {}
+    exec(MODULE, namespace)
+    torch.manual_seed(0)
+    model = trained(namespace["make"](), x, torch.cat([labels, torch.full_like(labels, 4)]), steps=250)
+    assert (model(x).argmax(1)[:120] == labels).float().mean() > 0.9
+    save_file(model.state_dict(), folder / "w.safetensors")
+    return folder
+
+
+def test_it_names_the_class_and_shows_the_trigger(birds, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(birds)
+    where = ["--model", "birds_net.py:make", "--weights", "w.safetensors", "--images", "clean", "--size", "24"]
+    status = cli.main(["scan", *where, "--json", str(tmp_path / "found.json"), "--pictures", str(tmp_path / "p")])
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    patch = found["candidates"][2]
+    assert (patch["family"], patch["target"], patch["name"]) == ("patch", 4, "bird 4")
+    assert found["verdict"] in printed
+    assert status == int(found["verdict"] != "nothing stands out")
+    assert f"patch: class 4, 'bird 4' {'stands out' if patch['p'] < 0.05 else 'does not'}" in printed
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["lines.png", "patch.png", "pixel.png"]
+    assert Image.open(tmp_path / "p" / "patch.png").size == (24, 24)
+
+
+def test_a_patch_is_shown_on_grey():
+    masks = torch.zeros(1, 1, 4, 4)
+    masks[0, 0, 0, 0] = 1
+    shown = picture(Stamps("patch", (0,), masks, torch.ones(1, 3, 4, 4)))
+    assert shown[:, 0, 0].tolist() == [255, 255, 255]
+    assert shown[:, 1:].unique().tolist() == [128]
+
+
+def test_wrong_use_is_said(birds, monkeypatch, capsys):
+    monkeypatch.chdir(birds)
+    assert cli.main(["scan", "--model", "birds_net.py:made", "--weights", "w.safetensors", "--images", "clean"]) == 2
+    assert "made" in capsys.readouterr().err
