@@ -6,7 +6,7 @@ from typing import Any
 
 from purifier_core.fix.options import Options
 
-READING = [
+READING: tuple[str, ...] = (
     "model",
     "weights",
     "images",
@@ -16,16 +16,8 @@ READING = [
     "class_index",
     "natural",
     "size",
-    "resize",
-    "crop",
-    "normalize",
-    "skip_bad_images",
-    "trust_inputs",
-    "seed",
-    "device",
-    "json",
-    "quiet",
-]
+)
+READING += ("resize", "crop", "normalize", "skip_bad_images", "trust_inputs", "seed", "device", "json", "quiet")
 
 
 def add_to(verbs: Any) -> None:

@@ -1,0 +1,127 @@
+"""What the scan scores on clean networks: the null distribution that its p-values come from, and its false alarms.
+
+    python benchmarks/scan_null.py
+
+Trains 24 small clean networks (three datasets, two widths, four seeds; a few minutes each on one thread, kept under
+$PURIFIER_HOME/null), scans each with the clean images that a defense of the lab would get, and writes the scores to
+data/scan/null.json, network by network; a run that was stopped goes on. Networks of even seeds give the distribution:
+Gumbel's, fitted by maximum likelihood to each network's largest score over the families. Those of odd seeds, which
+nothing was fitted to, give the share of false alarms. `recipes.Scanning` holds the fit; a test compares.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import nn
+
+from purifier_core.device import prepare, threads
+from purifier_core.evaluation import accuracy
+from purifier_core.files import ROOT, provenance, save_tensors, write_atomically
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.data import Split, load
+from purifier_core.lab.draws import augmentation, clean_images, derive
+from purifier_core.lab.experiments.supplement import share
+from purifier_core.lab.models import build
+from purifier_core.lab.records import Store
+from purifier_core.layout import arrange
+from purifier_core.recipes import SCANNING, Recipe
+from purifier_core.scan import Findings, p_value, scan
+from purifier_core.training import fit
+
+EPOCHS = {"mnist": 1, "cifar10": 4, "gtsrb": 6}
+WIDTHS = (1 / 16, 1 / 8)
+SEEDS = range(100, 104)
+PATH = ROOT / "data" / "scan" / "null.json"
+
+
+def trained(split: Split, width: float, seed: int, folder: Path) -> tuple[nn.Module, float]:
+    """A clean network and its accuracy on the test set, from `folder` or by training."""
+    path = folder / f"{split.name}-{round(1 / width)}-{seed}.pt"
+    model = arrange(build("vgg16", split.num_classes, width, derive(seed, "init")))
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True))
+        model.eval()
+    else:
+        recipe = Recipe(EPOCHS[split.name], 0.1, batch_size=128, weight_decay=5e-4, cycle=True)
+        augment = augmentation(Cell(split.name, profile="small"))
+        images, labels = split.train_images, split.train_labels
+        fit(model.train(), images, labels, recipe, seed=derive(seed, "backdoor"), augment=augment)
+        write_atomically(path, lambda part: save_tensors(model.state_dict(), part))
+    return model, accuracy(model, split.test_images, split.test_labels)
+
+
+def scanned(split: Split, width: float, seed: int, folder: Path) -> dict[str, Any]:
+    """One network's scores and margins, as plain values."""
+    started = time.perf_counter()
+    model, acc = trained(split, width, seed, folder)
+    cell = Cell(split.name, "vgg16", "none", 0.1, "scan_repair", share(3000, split.name), seed, "small")
+    found = scan(model, *clean_images(split, cell), seed=derive(seed, "defense"))
+    return {
+        "dataset": split.name,
+        "width": width,
+        "seed": seed,
+        "epochs": EPOCHS[split.name],
+        "acc": acc,
+        "scores": {candidate.family: round(candidate.score, 4) for candidate in found.candidates},
+        "margins": {family: _rounded(found, family) for family in found.margins},
+        "data": split.fingerprint,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _rounded(found: Findings, family: str) -> list[float]:
+    return [round(value, 3) for value in found.margins[family].values()]
+
+
+def largest(networks: Sequence[dict[str, Any]]) -> list[float]:
+    """Each network's largest score over the families."""
+    return [max(network["scores"].values()) for network in networks]
+
+
+def summary(networks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The fit to the networks of even seeds, and the false alarms among those of odd seeds, with a 95 % interval."""
+    fitted = largest([network for network in networks if network["seed"] % 2 == 0])
+    held_out = largest([network for network in networks if network["seed"] % 2])
+    location, scale = stats.gumbel_r.fit(fitted)
+    how = SCANNING.__class__(location=round(location, 3), scale=round(scale, 3))
+    alarms = sum(p_value(score, how) < how.level for score in held_out)
+    interval = stats.binomtest(alarms, len(held_out)).proportion_ci(method="exact")
+    return {
+        "location": how.location,
+        "scale": how.scale,
+        "fitted_to": len(fitted),
+        "held_out": len(held_out),
+        "false_alarms": alarms,
+        "interval": [round(interval.low, 4), round(interval.high, 4)],
+    }
+
+
+def main() -> None:
+    """Train, scan, write."""
+    prepare(torch.device("cpu"))
+    folder = Store().models.parent / "null"
+    record: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {"networks": []}
+    done = {(network["dataset"], network["width"], network["seed"]) for network in record["networks"]}
+    with threads(1):
+        for name in EPOCHS:
+            split = load(name)
+            for width, seed in ((width, seed) for width in WIDTHS for seed in SEEDS):
+                if (name, width, seed) in done:
+                    continue
+                record["networks"].append(scanned(split, width, seed, folder))
+                print(record["networks"][-1]["scores"], flush=True)
+                if len({network["seed"] % 2 for network in record["networks"]}) == 2:
+                    record |= summary(record["networks"])
+                record["provenance"] = provenance("cpu")
+                text = json.dumps(record, indent=1) + "\n"
+                write_atomically(PATH, lambda part, text=text: part.write_text(text))
+    print({name: value for name, value in record.items() if name not in ("networks", "provenance")})
+
+
+if __name__ == "__main__":
+    main()
