@@ -1,6 +1,7 @@
 """The device that computes, and how this process uses it."""
 
 import ctypes
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,3 +78,13 @@ def keep_memory() -> bool:
         return False
     # small blocks kept apart are joined again whenever a large one is freed: so none are
     return all([mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(fast, 0)])
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has held so far, in MiB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from purifier_core.checkpoints import checkpoints
-from purifier_core.device import failure, fast_in_bf16, pick_device, prepare, threads
+from purifier_core.device import failure, fast_in_bf16, peak_memory, pick_device, prepare, threads
 from purifier_core.evaluation import evaluate, evaluated_in_bf16
 from purifier_core.files import provenance
 from purifier_core.lab import data
@@ -68,6 +68,8 @@ class Work:
         except Exception as problem:
             return replace(record, error=failure(problem), provenance=self._provenance)
         seen = {"started": round(started), "wall_seconds": round(time.perf_counter() - begun, 2)}
+        if peak := peak_memory():
+            seen["peak_mib"] = peak
         return replace(record, **measured, provenance=self._provenance | seen | self._start(cell))
 
     def _start(self, cell: Cell) -> dict[str, str]:

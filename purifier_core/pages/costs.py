@@ -145,7 +145,9 @@ def _sum(what: str, found: Iterable[Record], of: int) -> str:
     work = sum(operations(r.cell, r.effort["images"]) for r in found)
     gaps = f" ({of - len(found)} of them missing)" if of > len(found) else ""
     hours = sum(map(seconds, found)) / 3600
+    peak = max((r.provenance.get("peak_mib", 0) for r in found), default=0)
+    memory = f", which holds at most {peak / 1024:.1f} GiB" if peak else ""
     return (
         f"{what}: {of} cells{gaps}, {images / 1e6:.1f} million images trained on, {work:,.0f} × 10^12 floating-point "
-        f"operations, {hours:.1f} hours of one process."
+        f"operations, {hours:.1f} hours of one process{memory}."
     )
