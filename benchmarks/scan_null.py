@@ -12,6 +12,7 @@ nothing was fitted to, give the share of false alarms. `recipes.Scanning` holds 
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from purifier_core.files import ROOT, provenance, save_tensors, write_atomically
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.data import Split, load
 from purifier_core.lab.draws import augmentation, clean_images, derive
-from purifier_core.lab.experiments.supplement import share
+from purifier_core.lab.experiments.supplement import same_share
 from purifier_core.lab.models import build
 from purifier_core.lab.records import Store
 from purifier_core.layout import arrange
@@ -59,7 +60,7 @@ def scanned(split: Split, width: float, seed: int, folder: Path) -> dict[str, An
     """One network's scores and margins, as plain values."""
     started = time.perf_counter()
     model, acc = trained(split, width, seed, folder)
-    cell = Cell(split.name, "vgg16", "none", 0.1, "scan_repair", share(3000, split.name), seed, "small")
+    cell = Cell(split.name, "vgg16", "none", 0.1, "scan_repair", same_share(3000, split.name), seed, "small")
     found = scan(model, *clean_images(split, cell), seed=derive(seed, "defense"))
     return {
         "dataset": split.name,
@@ -87,8 +88,8 @@ def summary(networks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The fit to the networks of even seeds, and the false alarms among those of odd seeds, with a 95 % interval."""
     fitted = largest([network for network in networks if network["seed"] % 2 == 0])
     held_out = largest([network for network in networks if network["seed"] % 2])
-    location, scale = stats.gumbel_r.fit(fitted)
-    how = SCANNING.__class__(location=round(location, 3), scale=round(scale, 3))
+    location, scale = (round(float(value), 3) for value in stats.gumbel_r.fit(fitted))
+    how = replace(SCANNING, location=location, scale=scale)
     alarms = sum(p_value(score, how) < how.level for score in held_out)
     interval = stats.binomtest(alarms, len(held_out)).proportion_ci(method="exact")
     return {

@@ -103,6 +103,7 @@ def repair(
     findings: Findings | None = None,
     *,
     anyway: bool = False,
+    sites: Sequence[str] | None = None,
     how: Unlearning = UNLEARNING,
     augment: Augment = NO_AUGMENT,
     seed: int = 0,
@@ -111,8 +112,8 @@ def repair(
 
     images: clean ones (N, C, H, W), uint8, or float as the model takes them, on the model's device; labels (N,).
     findings: what `scan` found in this model, by default a scan with these images and this seed. anyway: unlearn what
-    stands out most, and bound, even where the scan suspects nothing. What was changed is a `Repaired`, which drops in
-    where the model was.
+    stands out most, and bound, even where the scan suspects nothing. sites: of the bounds, as `bound` takes them. What
+    was changed is a `Repaired`, which drops in where the model was.
 
     Time: some 20,000 plain and as many stamped images through the network and back, and a search of stamps after every
     epoch; a minute for VGG-16 an eighth wide on a CPU. At most 5,000 of the images are trained on.
@@ -130,7 +131,7 @@ def repair(
         return copy.deepcopy(model).eval()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: how.most].to(images.device)
     network, effort = unlearn(given, Clean.of(images, labels)[order], candidates, how, augment, seed)
-    bounded = bound(network, images, "feature", seed=seed)
+    bounded = bound(network, images, "feature", sites=sites, seed=seed)
     repaired = Repaired(bounded.model, bounded.sites, bounded.granularity).eval()
     repaired.quantile, repaired.changed = bounded.quantile, bounded.changed
     effort.seconds = time.perf_counter() - started + before

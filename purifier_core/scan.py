@@ -12,7 +12,7 @@ clean networks' scores are.
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, expm1
 from typing import Any
@@ -186,3 +186,17 @@ def outlyingness(reached: torch.Tensor) -> float:
 def p_value(score: float, how: Scanning = SCANNING) -> float:
     """The share of clean networks whose largest score is at least this."""
     return -expm1(-exp(min(700.0, (how.location - score) / how.scale)))
+
+
+def verdict(findings: Findings, names: Mapping[int, str] | None = None) -> list[str]:
+    """What a scan found in words: the verdict, and a line for each family. names: of the classes."""
+    names = names or {}
+    lines = [f"{findings.verdict}{f': {findings.reason}' if findings.reason else ''} ({findings.seconds:.0f} s)"]
+    for candidate in findings.candidates:
+        told = f"class {candidate.target}" + (f", {names[candidate.target]!r}" if candidate.target in names else "")
+        mark = "stands out" if candidate in findings.suspects else "does not stand out"
+        lines.append(
+            f"{candidate.family}: {told} {mark}: score {candidate.score:.1f}, p {candidate.p:.2g}; its stamp carries "
+            f"{candidate.success:.0%} of other images there"
+        )
+    return lines

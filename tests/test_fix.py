@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from browsing import BROWSER, needs_browser, opened
 from reader import PIXELS, given, normalised
 from reader import here as here
 from reader import reader as reader
 from safetensors.torch import load_file
-from test_book import BROWSER, needs_browser, opened
-from test_book import browser as browser  # a fixture
 from torch import nn
 
 from purifier_core import cli
@@ -22,7 +21,7 @@ from purifier_core.fix import checkpoint, measure, reading, run, weights
 from purifier_core.fix.options import METHODS, WRITTEN, Options
 from purifier_core.lab import records
 from purifier_core.purifier import Purified, purify
-from purifier_core.recipes import Recipe
+from purifier_core.recipes import GRANULARITIES, Recipe
 from purifier_core.sites import detach
 
 SHORT = Recipe(1, 0.01, batch_size=6)
@@ -38,7 +37,7 @@ def test_every_method_writes_weights_that_load_again(here, method, capsys):
     """The file gives the logits of the network that was measured, whatever the fresh network's weights are."""
     ending = ".pt" if method.endswith("cube") else ".safetensors"
     out = here / f"purified{ending}"
-    epochs = {} if method.startswith("bound") else {"epochs": 1}
+    epochs = {"epochs": 1} if method in GRANULARITIES else {}
     assert cli.main(given(out, method=method, triggered="stamped", target="crow", **epochs)) in DONE
     printed = capsys.readouterr().out
     assert re.search(r"ACC: \d.*\nASR: \d.*\npredictions changed", printed)
@@ -47,7 +46,7 @@ def test_every_method_writes_weights_that_load_again(here, method, capsys):
     import reader_net
 
     network = weights.load(reader_net.make(), out)
-    assert isinstance(network, Bounded if method.startswith("bound") else Purified)
+    assert isinstance(network, Purified if method in GRANULARITIES else Bounded)
     assert not network.training
     _, notes = checkpoint.read(out)
     assert (notes["size"], notes["classes"]) == (24, {"0": "<dove>", "1": "blue jay", "2": "crow"})
@@ -195,6 +194,7 @@ TOLD = [
     ("", {"method": "bounds"}, "method='bounds' is not known"),
     ("", {"epochs": 3}, "--epochs: not for method bound-feature"),
     ("", {"method": "cube", "quantile": 0.9}, "--quantile: not for method cube"),
+    ("", {"method": "scan-repair", "lr": 0.1, "budget": 0.1}, "--lr and --budget: not for method scan-repair"),
     ("", {"quantile": 0.9, "budget": 0.1}, "one of them"),
     ("", {"quantile": 1.5}, "quantile=1.5 is out of range"),
     ("", {"held_out": 1}, "held_out=1.0 is out of range"),

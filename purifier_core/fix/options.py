@@ -9,7 +9,7 @@ from purifier_core.checks import ConfigError, integer, one_of
 from purifier_core.fix.pixels import statistics
 from purifier_core.recipes import GRANULARITIES
 
-METHODS = (*(f"bound-{g}" for g in GRANULARITIES), *GRANULARITIES)
+METHODS = (*(f"bound-{g}" for g in GRANULARITIES), *GRANULARITIES, "scan-repair")
 DEFAULT = "bound-feature"
 WRITTEN = (".safetensors", ".pt", ".pth")
 READ = (*WRITTEN, ".bin", ".ckpt")
@@ -44,8 +44,8 @@ class Options:
     skip_bad_images: bool = option("leave out images that cannot be read, and list them", False, bool)
     trust_inputs: bool = option("go on where accuracy says that labels or pixels are wrong", False, bool)
     sites: str = option("the submodules to wrap, separated by commas; by default they are found", "")
-    epochs: int | None = option("of each of the two stages, by default 20; not for bound-*", None, int)
-    lr: float | None = option("learning rate, by default 0.01; not for bound-*", None, float)
+    epochs: int | None = option("of each of the two stages, by default 20; for channel, cube, feature", None, int)
+    lr: float | None = option("learning rate, by default 0.01; for channel, cube, feature", None, float)
     quantile: float | None = option("fixes the quantile of bound-*; by default it is chosen", None, float)
     budget: float | None = option("share of predictions that bound-* may change, by default 0.01", None, float)
     max_drop: float = option("accuracy that may be lost before it is a finding, by default 0.02", 0.02, float)
@@ -78,7 +78,8 @@ class Options:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        idle = ("epochs", "lr") if self.bounds else ("quantile", "budget")
+        idle: tuple[str, ...] = ("epochs", "lr") if self.bounds or self.repairs else ()
+        idle += () if self.bounds else ("quantile", "budget")
         if given := [f"--{name}" for name in idle if getattr(self, name) is not None]:
             raise ConfigError(f"{' and '.join(given)}: not for method {self.method}, which does not use it.")
         if self.unlabelled and not self.bounds:
@@ -102,9 +103,14 @@ class Options:
         return self.method.startswith("bound-")
 
     @property
+    def repairs(self) -> bool:
+        """Whether the method looks for a backdoor first, and changes nothing where none stands out."""
+        return self.method == "scan-repair"
+
+    @property
     def granularity(self) -> str:
         """channel, cube or feature."""
-        return self.method.removeprefix("bound-")
+        return "feature" if self.repairs else self.method.removeprefix("bound-")
 
     @property
     def report(self) -> Path:

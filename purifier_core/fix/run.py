@@ -28,6 +28,8 @@ from purifier_core.fix.pixels import choose as pixels_of
 from purifier_core.fix.reading import Images, check_inputs, check_model, choose, printable, say, target_of
 from purifier_core.purifier import Purified, purify
 from purifier_core.recipes import Recipe
+from purifier_core.repair import Repaired, repair
+from purifier_core.scan import NOTHING, scan, verdict
 from purifier_core.sites import Wrapped, last_stage
 
 
@@ -162,6 +164,8 @@ def _purified(
                 seed=options.seed,
             )
     assert labels is not None
+    if options.repairs:
+        return _repaired(model, images, labels.to(images.device), sites, options)
     if sites is None and (table := getattr(model.network, "purifier_sites", None)):
         sites = [f"network.{site}" for site in table[options.granularity]]
     sites = sites or list(last_stage(model, to_float(images[:2])))
@@ -177,6 +181,26 @@ def _purified(
         stages=(recipe, recipe),
         seed=options.seed,
     )
+
+
+def _repaired(
+    model: Prepared, images: torch.Tensor, labels: torch.Tensor, sites: list[str] | None, options: Options
+) -> Bounded:
+    """The network without what the scan found. Where the scan cannot tell, what stands out most is unlearned anyway;
+    raises ConfigError where nothing stands out."""
+    findings = scan(model, images, labels, seed=options.seed)
+    for text in verdict(findings):
+        say(text)
+    if findings.verdict == NOTHING:
+        raise ConfigError(
+            f"the scan finds no backdoor (p {findings.p:.2g}), and nothing was written. It misses some; a bound-* "
+            "method bounds the network all the same."
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no bounds keep the budget")  # the comparison shows what they cost
+        repaired = repair(model, images, labels, findings, anyway=True, sites=sites, seed=options.seed)
+    assert isinstance(repaired, Repaired)
+    return repaired
 
 
 def _measure(

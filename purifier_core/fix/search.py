@@ -18,7 +18,7 @@ from purifier_core.fix.options import Options
 from purifier_core.fix.pixels import choose as pixels_of
 from purifier_core.fix.reading import check_inputs, check_model, choose, printable, say
 from purifier_core.fix.run import import_all, insert
-from purifier_core.scan import NOTHING, Candidate, Findings, scan
+from purifier_core.scan import NOTHING, Candidate, Findings, scan, verdict
 from purifier_core.stamps import Stamps
 
 
@@ -32,7 +32,7 @@ def main(options: Options, pictures: Path | None) -> int:
     try:
         with quiet:
             findings, names = search(options)
-            for text in summary(findings, names):
+            for text in verdict(findings, names):
                 say(text)
             _write(findings, names, options.json, pictures)
     except KeyboardInterrupt:
@@ -58,19 +58,6 @@ def search(options: Options) -> tuple[Findings, dict[int, str]]:
     labels = chosen.labels(torch.arange(len(chosen.pictures.places)))
     assert labels is not None
     return scan(network, chosen.pictures.images.to(device), labels, seed=options.seed), chosen.folder.names
-
-
-def summary(findings: Findings, names: dict[int, str]) -> list[str]:
-    """The verdict, and a line for each family."""
-    lines = [f"{findings.verdict}{f': {findings.reason}' if findings.reason else ''} ({findings.seconds:.0f} s)"]
-    for candidate in findings.candidates:
-        told = f"class {candidate.target}" + (f", {names[candidate.target]!r}" if candidate.target in names else "")
-        mark = "stands out" if candidate in findings.suspects else "does not stand out"
-        lines.append(
-            f"{candidate.family}: {told} {mark}: score {candidate.score:.1f}, p {candidate.p:.2g}; its stamp carries "
-            f"{candidate.success:.0%} of other images there"
-        )
-    return lines
 
 
 def picture(stamp: Stamps) -> torch.Tensor:
