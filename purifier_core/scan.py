@@ -52,6 +52,10 @@ class Candidate:
     margin: float
     stamp: Stamps
 
+    def stands_out(self, how: Scanning) -> bool:
+        """Whether clean networks seldom show such a class, and its stamp works like a trigger."""
+        return self.p < how.level and self.success >= how.works
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -63,7 +67,7 @@ class Findings:
     margins: dict[str, dict[int, float]]
     seconds: float
     reason: str = ""
-    level: float = SCANNING.level
+    how: Scanning = SCANNING
 
     @property
     def p(self) -> float:
@@ -72,7 +76,7 @@ class Findings:
     @property
     def suspects(self) -> tuple[Candidate, ...]:
         """The candidates that stand out, where the verdict is that there is a backdoor."""
-        return tuple(c for c in self.candidates if c.p < self.level) if self.verdict == SUSPECTED else ()
+        return tuple(c for c in self.candidates if c.stands_out(self.how)) if self.verdict == SUSPECTED else ()
 
 
 def scan(
@@ -119,10 +123,10 @@ def scan(
             found[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
             told = (score, p_value(score, how), float(success[first]), float(reached[first]))
             candidates.append(Candidate(family, stamps.targets[first], *told, stamps[first]))
-    verdict = SUSPECTED if min(c.p for c in candidates) < how.level else NOTHING
+    verdict = SUSPECTED if any(candidate.stands_out(how) for candidate in candidates) else NOTHING
     reason = _unclear(len(images), classes, right)
     return Findings(
-        UNCLEAR if reason else verdict, tuple(candidates), found, time.perf_counter() - started, reason, how.level
+        UNCLEAR if reason else verdict, tuple(candidates), found, time.perf_counter() - started, reason, how
     )
 
 

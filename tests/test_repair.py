@@ -201,7 +201,7 @@ def test_the_lab_records_what_was_found_and_what_is_right(tmp_path, monkeypatch)
         PROFILES["quick"],
         width=1 / 16,
         backdoor=Recipe(1, 0.1),
-        scanning=Scanning(steps=2, restarts=1, level=1.0),
+        scanning=Scanning(steps=2, restarts=1, level=1.0, works=0.0),
         unlearning=Unlearning(seen=20, most=20, searches=1, steps=1, renewed=1),
     )
     monkeypatch.setitem(PROFILES, "quick", tiny)

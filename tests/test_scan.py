@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from purifier_core import stamps as stamping
 from purifier_core.checks import ConfigError
 from purifier_core.recipes import Scanning
-from purifier_core.scan import NOTHING, SUSPECTED, UNCLEAR, outlyingness, p_value, scan
+from purifier_core.scan import NOTHING, SUSPECTED, UNCLEAR, Candidate, outlyingness, p_value, scan
 from purifier_core.stamps import FAMILIES, Clean, Stamps, margins, search
 
 CLASSES = 8
@@ -124,6 +124,12 @@ def test_a_p_value_is_gumbels_tail():
     assert p_value(2.0, Scanning(location=1.0, scale=0.5)) == pytest.approx(1 - math.exp(-math.exp(-(2.0 - 1.0) / 0.5)))
     assert p_value(-1e9) == 1
     assert 0 < p_value(60.0) < 1e-20
+
+
+@pytest.mark.parametrize(("p", "success", "stands_out"), [(0.04, 0.9, True), (0.06, 1.0, False), (0.001, 0.8, False)])
+def test_a_class_stands_out_by_a_rare_score_and_a_stamp_that_works(p, success, stands_out):
+    stamp = Stamps("pixel", (1,), torch.zeros(1, 1, 2, 2), torch.zeros(1, 3, 2, 2))
+    assert Candidate("pixel", 1, 5.0, p, success, 3.0, stamp).stands_out(Scanning()) is stands_out
 
 
 @pytest.fixture(scope="module")
