@@ -72,6 +72,31 @@ def sig_stripes() -> torch.Tensor:
     return 0.2 * (torch.tensor(_SIGNAL) % 256) * 255 / 256
 
 
+def field(seed: int, control: int = 4, strength: float = 0.5) -> torch.Tensor:
+    """WaNet's warping field (1, 32, 32, 2): how far, on the scale -1 to 1, each pixel looks to the side.
+
+    Nguyen and Tran (2021): a uniform 4x4 grid of directions, divided by their mean size, spread bicubically, times
+    strength / 32.
+    """
+    grid = torch.rand(1, 2, control, control, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    spread = F.interpolate(grid / grid.abs().mean(), (32, 32), mode="bicubic", align_corners=True)
+    return strength / 32 * spread.permute(0, 2, 3, 1)
+
+
+def warp(images: torch.Tensor, seed: int, noise: int | None = None) -> torch.Tensor:
+    """WaNet: images looked at through a fixed, smooth warping field. `noise`: the seed of a further shift of up to a
+    32nd for each pixel of each image, which makes a decoy: warped, and no trigger."""
+    device, count = _checked(images).device, len(images)
+    line = torch.linspace(-1, 1, 32)
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+    places = torch.stack([columns, rows], 2)[None] + field(seed)
+    if noise is not None:
+        shifts = torch.rand(count, 32, 32, 2, generator=torch.Generator().manual_seed(noise)) * 2 - 1
+        places = places + shifts / 32
+    places = places.clamp(-1, 1).to(device).expand(count, -1, -1, -1)
+    return (F.grid_sample(images.float(), places, align_corners=True)).round().clamp(0, 255).to(torch.uint8)
+
+
 def additive(images: torch.Tensor, pattern: torch.Tensor, wrap: bool = False) -> torch.Tensor:
     """image + pattern (3, 32, 32), on the scale 0-255; saturating, or wrapping modulo 256 as the release does."""
     total = (_checked(images) + pattern.to(images.device)).floor().long()
@@ -189,6 +214,11 @@ def sig_trigger(making: Making) -> Trigger:
     return partial(sig, sinusoid=making.switch("sig_map") == "sinusoid")
 
 
+def wanet_trigger(making: Making) -> Trigger:
+    """WaNet, with the seed's field."""
+    return partial(warp, seed=making.seed)
+
+
 def trojan_trigger(making: Making) -> Trigger:
     """Trojan: the pattern that drives one unit of the clean network."""
     model = making.reference()
@@ -239,6 +269,18 @@ def poison(
         torch.cat([trigger(images[chosen]), images]),
         torch.cat([torch.full_like(labels[chosen], target), labels]),
     )
+
+
+def decoyed(
+    images: torch.Tensor, labels: torch.Tensor, copies: int, trigger_seed: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A set poisoned by WaNet, whose first `copies` are stamped, with decoys after them: twice as many clean images,
+    warped with noise and labelled rightly, so that a network must learn this field and no other."""
+    clean, truth = images[copies:], labels[copies:]
+    count = min(2 * copies, len(clean))
+    chosen = torch.randperm(len(clean), generator=torch.Generator().manual_seed(seed))[:count].to(images.device)
+    decoys = torch.cat([warp(part, trigger_seed, seed + n) for n, part in enumerate(clean[chosen].split(1000))])
+    return torch.cat([images[:copies], decoys, clean]), torch.cat([labels[:copies], truth[chosen], truth])
 
 
 def asr_set(images: torch.Tensor, labels: torch.Tensor, trigger: Trigger, target: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from purifier_core.evaluation import evaluate, evaluated_in_bf16
 from purifier_core.files import provenance
 from purifier_core.lab import data
 from purifier_core.lab.adaptive import teach
-from purifier_core.lab.attacks import Making, Trigger, asr_set, make_trigger, perturbed, poison
+from purifier_core.lab.attacks import Making, Trigger, asr_set, decoyed, make_trigger, perturbed, poison
 from purifier_core.lab.cache import Make, kept
 from purifier_core.lab.cells import TARGET_CLASS, Cell
 from purifier_core.lab.defenses import Defended, Given
@@ -189,7 +189,7 @@ class Work:
                 images = perturbed(self._made(cell.reference())[0], images, labels, DATASETS[cell.dataset].perturbation)
             return trigger(images)
 
-        return poison(
+        images, labels = poison(
             self.split.train_images,
             self.split.train_labels,
             stamp,
@@ -198,6 +198,10 @@ class Work:
             derive(cell.seed, "poison"),
             clean_label=cell.consistent or cell.switch("sig_label") == "clean",
         )
+        if ATTACKS[cell.attack].decoys:
+            copies = len(labels) - len(self.split.train_labels)
+            return decoyed(images, labels, copies, derive(cell.seed, "trigger"), derive(cell.seed, "decoys"))
+        return images, labels
 
     def trigger(self, cell: Cell) -> Trigger:
         """The trigger of a "none" cell; Trojan and CL's patch are made from the clean model of the same seed."""

@@ -67,6 +67,7 @@ class Attack:
     reference: bool = False  # whether its poison is made with a clean network
     teacher: str = ""  # how its network is trained, where that is not the plain way: a kind of `adaptive.Attacker`
     begins: str = ""  # the attack whose network it goes on from
+    decoys: bool = False  # whether images that are almost stamped are added with their true labels
 
 
 _MAKE = "purifier_core.lab.attacks"
@@ -81,8 +82,10 @@ ATTACKS = {
         "BadNets, knows Purifier", f"{_MAKE}:badnets_trigger", OURS, teacher="units", begins="badnets"
     ),
     "adaptive_bound": Attack("BadNets, knows bounds", f"{_MAKE}:badnets_trigger", OURS, teacher="reach"),
+    "wanet": Attack("WaNet", f"{_MAKE}:wanet_trigger", REPAIR, decoys=True),
 }
-"""By name. The last two are BadNets' trigger, taught to a network by an attacker who knows the defense."""
+"""By name. The adaptive ones are BadNets' trigger, taught to a network by an attacker who knows the defense. WaNet is
+for the comparison of repairs: nothing in Scan-repair was made for it."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,6 @@ def repairs() -> tuple[str, ...]:
     return tuple(name for name, method in METHODS.items() if method.group == REPAIR)
 
 
-def attacks(group: str) -> tuple[str, ...]:
-    """The names of the attacks of a group."""
-    return tuple(name for name, attack in ATTACKS.items() if attack.group == group)
+def attacks(*groups: str) -> tuple[str, ...]:
+    """The names of the attacks of some groups."""
+    return tuple(name for name, attack in ATTACKS.items() if attack.group in groups)

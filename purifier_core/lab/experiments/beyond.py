@@ -71,7 +71,7 @@ class Defenses(Experiment):
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The attacks and datasets asked for, as pairs."""
-        known = tuple(ATTACKS) if self.attack == "all" else (self.attack,)
+        known = attacks(PAPER, OURS) if self.attack == "all" else (self.attack,)
         datasets = tuple(DATASETS) if self.dataset == "all" else (self.dataset,)
         if PROFILES[profile].data == "embedded":
             datasets = ("mnist",)
