@@ -71,6 +71,7 @@ def scanned(split: Split, width: float, seed: int, folder: Path) -> dict[str, An
         "acc": acc,
         "scores": {candidate.family: round(candidate.score, 4) for candidate in found.candidates},
         "success": {candidate.family: round(candidate.success, 4) for candidate in found.candidates},
+        "natural": round(found.natural, 4),
         "margins": {family: _rounded(found, family) for family in found.margins},
         "data": split.fingerprint,
         "seconds": round(time.perf_counter() - started, 1),

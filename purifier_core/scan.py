@@ -4,17 +4,18 @@ For every class the scan searches a stamp that carries any image there (`stamps`
 a backdoor's class is reached far more easily than all others. The search is Neural Cleanse's (Wang et al., 2019) but
 for what is compared: the *margin* that a stamp of given size reaches, not the size that it needs.
 
-The score of a class is (its margin - the next one's) / the standard deviation of the others' among the ten foremost
-classes. Only those ten count, so that networks of 10 and of 43 classes have one scale: where margins fall off
-exponentially, the score's distribution is then the same for any number of classes. `recipes.Scanning` holds how large
-clean networks' scores are.
+The score of a family of stamps is the lead of the foremost class's margin over the next one's, in units of how margins
+differ without a backdoor: the standard deviation of the others among the ten foremost, and never less than a tenth of
+the margin that the network has on clean images. Only the foremost ten count, since of many classes most lie far below.
+The tenth keeps a lead from seeming large where those ten lie close. `recipes.Scanning` holds how large clean networks'
+scores are.
 """
 
 import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, expm1
+from math import exp, expm1, hypot
 from typing import Any
 
 import torch
@@ -60,11 +61,12 @@ class Candidate:
 @dataclass(frozen=True)
 class Findings:
     """What a scan found. `p` is the smallest of the candidates', `reason` says why where the verdict is `cannot tell`,
-    `margins` holds each family's by class."""
+    `margins` holds each family's by class, `natural` is the mean lead of the network's answers to clean images."""
 
     verdict: str
     candidates: tuple[Candidate, ...]
     margins: dict[str, dict[int, float]]
+    natural: float
     seconds: float
     reason: str = ""
     how: Scanning = SCANNING
@@ -112,6 +114,8 @@ def scan(
     with torch.no_grad():
         logits = torch.cat([logits_of(model(to_float(piece))) for piece in measuring.images.split(100)])
     classes, right = logits.shape[1], float((logits.argmax(1) == measuring.labels).float().mean())
+    foremost = logits.topk(min(2, classes)).values
+    natural = float((foremost[:, 0] - foremost[:, -1]).mean())
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())}; the network has {classes} classes.")
     candidates, found = [], {}
@@ -119,14 +123,14 @@ def scan(
         for family in families:
             stamps, reached, success = _searched(model, working, measuring, family, classes, how, generator, bar)
             first = int(reached.argmax())
-            score = outlyingness(reached)
+            score = outlyingness(reached, natural)
             found[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
             told = (score, p_value(score, how), float(success[first]), float(reached[first]))
             candidates.append(Candidate(family, stamps.targets[first], *told, stamps[first]))
     verdict = SUSPECTED if any(candidate.stands_out(how) for candidate in candidates) else NOTHING
     reason = _unclear(len(images), classes, right)
     return Findings(
-        UNCLEAR if reason else verdict, tuple(candidates), found, time.perf_counter() - started, reason, how
+        UNCLEAR if reason else verdict, tuple(candidates), found, natural, time.perf_counter() - started, reason, how
     )
 
 
@@ -177,13 +181,13 @@ def hard(stamps: Stamps, clean: Clean) -> Stamps:
     return stamps.strongest(clean.size(PATCH)) if stamps.family == "patch" else stamps
 
 
-def outlyingness(reached: torch.Tensor) -> float:
-    """How far the largest of K margins stands out of the ten largest: its lead over the next, in standard deviations of
-    the others. With fewer than four margins there is nothing to compare: 0."""
+def outlyingness(reached: torch.Tensor, natural: float = 0.0) -> float:
+    """How far the largest of K margins stands out of the ten largest: see above. natural: the margin on clean images.
+    With fewer than four margins there is nothing to compare: 0."""
     if len(reached) < 4:
         return 0.0
     first, *others = reached.double().topk(min(_FOREMOST, len(reached))).values
-    spread = float(torch.stack(others).std())
+    spread = hypot(float(torch.stack(others).std()), natural / 10)
     return float(first - others[0]) / max(spread, 1e-12)
 
 

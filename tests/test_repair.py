@@ -15,7 +15,7 @@ from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store
 from purifier_core.recipes import Recipe, Scanning, Unlearning
 from purifier_core.repair import Bank, Repaired, repair, unlearn
-from purifier_core.scan import NOTHING, SUSPECTED, VERDICTS, Candidate, Findings, scan
+from purifier_core.scan import NOTHING, SUSPECTED, VERDICTS, Candidate, scan
 from purifier_core.stamps import FAMILIES, Clean, Stamps
 from purifier_core.training import NO_AUGMENT
 
@@ -172,7 +172,7 @@ def test_the_given_model_stays_and_a_seed_decides(backdoored, repaired):
 
 def test_where_nothing_stands_out_nothing_changes_unless_asked(backdoored):
     found = scan(backdoored, IMAGES, LABELS, families=["patch"], how=Scanning(steps=1, restarts=1))
-    nothing = Findings(NOTHING, found.candidates, found.margins, 0.0)
+    nothing = replace(found, verdict=NOTHING)
     same = repair(backdoored, IMAGES, LABELS, nothing)
     assert same is not backdoored
     assert not same.training

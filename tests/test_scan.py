@@ -117,6 +117,7 @@ def test_the_score_is_the_lead_in_deviations_of_the_ten_foremost():
     assert outlyingness(torch.tensor([1.0, 9.0, 3.0, 2.0])) == pytest.approx(6 / 1.0)  # 1, 2, 3 deviate by 1
     many = torch.cat([torch.tensor([20.0]), torch.arange(9.0), torch.full((90,), -50.0)])
     assert outlyingness(many) == pytest.approx((20 - 8) / torch.arange(9.0).std().item())
+    assert outlyingness(torch.tensor([1.0, 9.0, 3.0, 2.0]), natural=15.0) == pytest.approx(6 / math.hypot(1.0, 1.5))
     assert outlyingness(torch.tensor([1.0, 9.0])) == 0
 
 
@@ -144,6 +145,9 @@ def test_a_planted_backdoor_is_found(trapped):
     assert suspect.success == 1
     hit = suspect.stamp.strongest(9).masks[0, 0]
     assert hit[-3:, -3:].sum() >= 7, "the recovered mask is the trigger's corner"
+    with torch.no_grad():
+        leads = Striped(trap=True)(IMAGES / 255).topk(2).values
+    assert trapped.natural == pytest.approx(float((leads[:, 0] - leads[:, 1]).mean()), rel=0.05)
     assert trapped.p == min(c.p for c in trapped.candidates) < 0.01
 
 
