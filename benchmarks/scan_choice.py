@@ -36,11 +36,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lr 0.004": {"lr": 0.004},
     "lr 0.001": {"lr": 0.001},
     "distilled 2": {"distilled": 2.0},
-    "distilled 8": {"distilled": 8.0},
     "mixed 0.4": {"mixed": 0.4},
     "twice as long": {"seen": 40_000},
 }
-NETWORKS = [(dataset, attack) for dataset in ("cifar10", "mnist") for attack in ("badnets", "blend")]
+NETWORKS = [(dataset, attack) for dataset in ("cifar10", "mnist") for attack in ("blend", "badnets")]
 WORST = 0.01  # accuracy that may be lost
 PATH = ROOT / "data" / "scan" / "choice.json"
 
@@ -95,7 +94,7 @@ def _write(record: dict[str, Any], path: Path = PATH) -> None:
     for name in SETTINGS if common else ():
         runs = [r for r in record["runs"] if r["setting"] == name and (r["dataset"], r["attack"]) in common]
         lost = fmean(r["acc_before"] - r["acc"] for r in runs)
-        worked = fmean(r["new_stamps"] for r in runs if r["new_stamps"] is not None)
+        worked = fmean([r["new_stamps"] for r in runs if r["new_stamps"] is not None] or [1.0])
         means[name] = {"lost": round(lost, 5), "new_stamps": round(worked, 5), "networks": len(runs)}
     allowed = [name for name, mean in means.items() if mean["lost"] <= WORST]
     record |= {"means": means, "chosen": min(allowed, key=lambda name: means[name]["new_stamps"], default=None)}

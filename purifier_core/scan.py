@@ -41,8 +41,9 @@ _PICKED = 32
 class Candidate:
     """The class that stands out most in one family of stamps.
 
-    score: see above. p: the share of clean networks that show so large a score. success: the share of held-out images
-    of other classes that the stamp carries to `target`. margin: their mean margin there.
+    score: see above. p: the share of clean networks, of those with a stamp that works, that show so large a score.
+    success: the share of held-out images of other classes that the stamp carries to `target`. margin: their mean margin
+    there.
     """
 
     family: str
@@ -60,7 +61,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a scan found. `p` is the smallest of the candidates', `reason` says why where the verdict is `cannot tell`,
+    """What a scan found. `reason` says why where the verdict is `cannot tell`,
     `margins` holds each family's by class, `natural` is the mean lead of the network's answers to clean images."""
 
     verdict: str
@@ -73,7 +74,8 @@ class Findings:
 
     @property
     def p(self) -> float:
-        return min(candidate.p for candidate in self.candidates)
+        """The smallest p-value of the candidates whose stamp works; 1 where none does."""
+        return min((c.p for c in self.candidates if c.success >= self.how.works), default=1.0)
 
     @property
     def suspects(self) -> tuple[Candidate, ...]:
