@@ -173,7 +173,7 @@ def test_keys_are_equal_exactly_where_cells_are(cell, change):
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_keys_are_the_same_in_every_process(hash_seed):
     cell = Cell("gtsrb", "resnet18", "sig", 0.05, "feature", 1960, 2, "paper", (("init", "random"), ("flip", "always")))
-    code = f"from purifier_core.lab.cells import Cell; print {cell!r}.key, end='' "
+    code = f"from purifier_core.lab.cells import Cell; print({cell!r}.key(), end='')"
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == cell.key()
 

@@ -13,16 +13,14 @@ from purifier_core.recipes import GRANULARITIES, INITS
 
 
 @dataclass(frozen=True)
-class Attacks(Experiment):
-    """Every attack on every dataset: the backdoored VGG-16 before any defense, and one stamped image.
+class AttackGrid(Experiment):
+    """What the tables of attacks share: rows of (attack, dataset), one network, columns of defenses.
 
-    Command: `purifier run attacks --profile small`. attack and dataset are one name or "all". A profile without
-    downloads has MNIST's digits alone.
+    attack and dataset are one name or "all". A profile without downloads has MNIST's digits alone.
     """
 
-    name: ClassVar[str] = "attacks"
-    title: ClassVar[str] = "The attacks"
     axis: ClassVar[str] = "attack"
+    clean_size: ClassVar[Any] = 3000
 
     attack: Any = "all"
     dataset: Any = "all"
@@ -31,51 +29,57 @@ class Attacks(Experiment):
         super().__post_init__()
         one_of("dataset", self.dataset, (*DATASETS, "all"))
 
+    def every_attack(self) -> tuple[str, ...]:
+        """What "all" attacks are."""
+        return attacks(PAPER)
+
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The attacks and datasets asked for, as pairs."""
         datasets = tuple(DATASETS) if self.dataset == "all" else (self.dataset,)
         if PROFILES[profile].data == "embedded":
             datasets = ("mnist",)
-        names = attacks(PAPER) if self.attack == "all" else (self.attack,)
+        names = self.every_attack() if self.attack == "all" else (self.attack,)
         return tuple((attack, dataset) for dataset in datasets for attack in names)
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
-        """The cell behind one pair of ACC and ASR."""
+        """The cell behind one pair of ACC and ASR, with the share of clean images that `clean_size` is of MNIST."""
         attack, dataset = row
-        return Cell(dataset, self.network, attack, float(self.poison_ratio), "none", 0, seed, profile)
+        size = same_share(self.clean_size, dataset) if METHODS[column.defense].data == "clean" else 0
+        return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
 
 
 @dataclass(frozen=True)
-class Defenses(Experiment):
+class Attacks(AttackGrid):
+    """Every attack on every dataset: the backdoored VGG-16 before any defense, and one stamped image.
+
+    Command: `purifier run attacks --profile small`.
+    """
+
+    name: ClassVar[str] = "attacks"
+    title: ClassVar[str] = "The attacks"
+
+
+@dataclass(frozen=True)
+class Defenses(AttackGrid):
     """Every defense against every attack on every dataset, attackers who know the defense included.
 
-    Command: `purifier run defenses --profile small`. VGG-16, 10 % of poison, the share of clean images that 3,000 are
-    of MNIST. Columns: the paper's methods, Purifier from the backdoored network, and bounded activations, which are
-    ours. attack and dataset are one name or "all". A profile without downloads has MNIST's digits alone.
+    Command: `purifier run defenses --profile small`. VGG-16, 10 % of poison. Columns: the paper's methods, Purifier
+    from the backdoored network, and bounded activations, which are ours.
     """
 
     name: ClassVar[str] = "defenses"
     title: ClassVar[str] = "Defenses"
-    axis: ClassVar[str] = "attack"
 
     attack: Any = "badnets"
     dataset: Any = "mnist"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("dataset", self.dataset, (*DATASETS, "all"))
 
     def whole(self) -> "Defenses":
         """Every attack on every dataset."""
         return replace(self, attack="all", dataset="all")
 
-    def rows(self, profile: str) -> tuple[Any, ...]:
-        """The attacks and datasets asked for, as pairs."""
-        known = attacks(PAPER, OURS) if self.attack == "all" else (self.attack,)
-        datasets = tuple(DATASETS) if self.dataset == "all" else (self.dataset,)
-        if PROFILES[profile].data == "embedded":
-            datasets = ("mnist",)
-        return tuple((attack, dataset) for dataset in datasets for attack in known)
+    def every_attack(self) -> tuple[str, ...]:
+        """The paper's attacks and ours."""
+        return attacks(PAPER, OURS)
 
     def columns(self) -> list[Column]:
         """No defense, the paper's, and ours."""
@@ -83,16 +87,9 @@ class Defenses(Experiment):
 
     def places(self, profile: str) -> list[tuple[Any, Column]]:
         """All but ABL against an attacker who knows: it trains its own network, from images that are BadNets'."""
+        known = {name for name, attack in ATTACKS.items() if attack.group == OURS}
         every = super().places(profile)
-        return [
-            (row, column) for row, column in every if not (column.defense == "abl" and ATTACKS[row[0]].group == OURS)
-        ]
-
-    def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
-        """The cell behind one pair of ACC and ASR."""
-        attack, dataset = row
-        size = 0 if METHODS[column.defense].data != "clean" else same_share(3000, dataset)
-        return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
+        return [(row, column) for row, column in every if not (column.defense == "abl" and row[0] in known)]
 
 
 @dataclass(frozen=True)
@@ -274,8 +271,9 @@ class Ladder(Experiment):
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The widths asked for that can be had at a profile."""
         own = PROFILES[profile].width
-        there = WIDTHS if own == WIDTHS[0] else (own,)
-        return tuple(width for width in there if self.width in ("all", width))
+        if own != WIDTHS[0]:
+            return (own,)
+        return WIDTHS if self.width == "all" else (self.width,)
 
     def columns(self) -> list[Column]:
         """The undefended network, two baselines, every module from both starts, and the bound that removes most."""
