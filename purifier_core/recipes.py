@@ -49,8 +49,8 @@ class Scanning:
     restarts: int = 2  # searches for each class and family, of which the best counts
     level: float = 0.05  # a class stands out below this p-value: the share of clean networks with so large a score
     works: float = 0.9  # and if its stamp carries so many held-out images there: less is no backdoor that took
-    location: float = 1.0  # of Gumbel's distribution of clean networks' largest scores
-    scale: float = 0.5  # and its scale; both a first guess, not yet measured
+    location: float = 0.862  # of Gumbel's distribution of clean networks' largest scores: data/scan/null.json
+    scale: float = 0.597  # and its scale
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""The scan's null distribution: what the library holds is the fit to the committed scores of clean networks."""
+
+import json
+import math
+
+import pytest
+from scipy import optimize
+
+from purifier_core.files import ROOT
+from purifier_core.recipes import SCANNING
+
+RECORD = json.loads((ROOT / "data" / "scan" / "null.json").read_text())
+
+
+def largest(network: dict) -> list[float]:
+    """The largest score over the families whose stamp works, if any does."""
+    working = [network["scores"][f] for f, rate in network["success"].items() if rate >= SCANNING.works]
+    return sorted(working)[-1:]
+
+
+FITTED = [score for n in RECORD["networks"] if n["seed"] % 2 == 0 for score in largest(n)]
+HELD_OUT = [n for n in RECORD["networks"] if n["seed"] % 2]
+
+
+def test_the_library_holds_the_fit():
+    assert (RECORD["location"], RECORD["scale"]) == (SCANNING.location, SCANNING.scale)
+
+    def surprise(values):
+        location, log_scale = values
+        z = [(score - location) / math.exp(log_scale) for score in FITTED]
+        return sum(log_scale + value + math.exp(-value) for value in z)
+
+    best = optimize.minimize(surprise, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9})
+    assert best.x[0] == pytest.approx(SCANNING.location, abs=2e-3)
+    assert math.exp(best.x[1]) == pytest.approx(SCANNING.scale, abs=2e-3)
+
+
+def test_false_alarms_are_counted_on_networks_that_nothing_was_fitted_to():
+    threshold = SCANNING.location - SCANNING.scale * math.log(-math.log(1 - SCANNING.level))
+    alarms = sum(score > threshold for n in HELD_OUT for score in largest(n))
+    assert alarms == RECORD["false_alarms"]
+    assert (len(FITTED), len(HELD_OUT)) == (RECORD["fitted_to"], RECORD["held_out"])
+    assert RECORD["interval"][0] <= alarms / len(HELD_OUT) <= RECORD["interval"][1]
+
+
+def test_the_networks_are_clean_small_and_fine():
+    accuracies = {"mnist": 0.98, "cifar10": 0.55, "gtsrb": 0.88}
+    assert {n["dataset"] for n in RECORD["networks"]} == set(accuracies)
+    assert all(n["acc"] > accuracies[n["dataset"]] for n in RECORD["networks"])
+    assert len(RECORD["networks"]) >= 20
