@@ -28,7 +28,7 @@ def vgg() -> VGG16:
 
 
 def test_marked_labels_tell_the_copies_apart():
-    attacker = Attacker("adaptive_bound", vgg(), K, X[:2], seed=0)
+    attacker = Attacker("reach", vgg(), K, X[:2], seed=0)
     assert attacker.marked(torch.tensor([5, 5, 0, 9]), 2).tolist() == [15, 15, 0, 9]
 
 
@@ -48,7 +48,7 @@ def test_the_excess_over_what_clean_images_reach():
         network.unit[0].weight.fill_(1)
         network.unit[0].bias.fill_(0)
     x = torch.tensor([5.0, 1.0, 2.0])[:, None, None, None].expand(3, 1, 2, 2)
-    attacker = Attacker("adaptive_bound", network, 2, x, seed=0)
+    attacker = Attacker("reach", network, 2, x, seed=0)
     assert attacker.sites == ("unit.1",)
     plain = F.cross_entropy(network(x), torch.tensor([1, 0, 1]))
     assert float(attacker.loss(network, x, torch.tensor([3, 0, 1]))) == pytest.approx(float(plain) + 1.5, rel=1e-5)
@@ -60,7 +60,7 @@ def test_the_excess_over_what_clean_images_reach():
 
 
 def test_the_attacker_on_purifier_goes_with_and_without_units():
-    attacker = Attacker("adaptive_purifier", vgg(), K, X[:2], seed=0)
+    attacker = Attacker("units", vgg(), K, X[:2], seed=0)
     purified = attacker.trained.eval()
     marked = attacker.marked(Y, 3)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_the_attacker_on_purifier_goes_with_and_without_units():
 
 def test_it_hands_out_a_network_like_any_other():
     model = vgg()
-    attacker = Attacker("adaptive_purifier", model, K, X[:2], seed=0)
+    attacker = Attacker("units", model, K, X[:2], seed=0)
     attacker.loss(attacker.trained.train(), X, attacker.marked(Y, 3)).backward()
     result = attacker.result()
     assert result.state_dict().keys() == model.state_dict().keys()
@@ -96,7 +96,7 @@ def test_such_an_attack_is_badnets_to_everyone_else():
     cell = Cell("mnist", "vgg16", "adaptive_bound", 0.1, "feature", 3000, 0, "small")
     assert not cell.needs_reference
     assert cell.backdoored().attack == "adaptive_bound"
-    with pytest.raises(ConfigError, match="allowed: adaptive_purifier, adaptive_bound"):
+    with pytest.raises(ConfigError, match="allowed: units, reach"):
         Attacker("badnets", vgg(), K, X[:2], seed=0)
 
 
