@@ -13,7 +13,7 @@ from typing import Any
 from purifier_core.checks import ConfigError, integer, one_of
 from purifier_core.fix import scan_options
 from purifier_core.fix.options import Options, add_to
-from purifier_core.lab import archive, runner
+from purifier_core.lab import archive, runner, tidy
 from purifier_core.lab.experiments import COMMANDS, EXPERIMENTS
 from purifier_core.lab.experiments.grids import Experiment
 from purifier_core.lab.methods import ATTACKS, DATASETS, METHODS, NETWORKS
@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     carry = verbs.add_parser(
         "export", help="put records into one file, to carry to another machine", allow_abbrev=False
     )
-    carry.add_argument("path", type=Path, metavar="PATH", help="the file to write: NAME.zip or NAME.tar.gz")
+    carry.add_argument("path", type=Path, nargs="?", metavar="PATH", help="the file to write: NAME.zip or NAME.tar.gz")
+    carry.add_argument("--table", type=Path, metavar="FILE", help="instead: a table, a row a record: .csv, .parquet")
     carry.add_argument("--profile", default="all", help="the records of this profile alone: " + ", ".join(PROFILES))
     bring = verbs.add_parser("import", help="add the records of such a file to those here", allow_abbrev=False)
     bring.add_argument("path", type=Path, metavar="PATH", help="the file to read")
@@ -190,10 +191,15 @@ def status(store: Store) -> int:
     return 1 if failed else 0
 
 
-def export(store: Store, path: Path, profile: str) -> int:
-    """Write the finished records into one file; returns 1 if there are none."""
+def export(store: Store, path: Path | None, table: Path | None, profile: str) -> int:
+    """Write the finished records into one file, to carry or as a table; returns 1 if there are none."""
     one_of("profile", profile, ("all", *PROFILES))
-    count = archive.export(store, path, None if profile == "all" else profile)
+    if (path is None) == (table is None):
+        raise ConfigError("name one file: NAME.zip or NAME.tar.gz to carry records, or --table NAME.csv for a table.")
+    write = archive.export if path else tidy.export
+    path = path or table
+    assert path is not None
+    count = write(store, path, None if profile == "all" else profile)
     of = "" if profile == "all" else f" of profile {profile}"
     print(
         f"{count} records{of} in {path}" if count else f"{store.folder} holds no finished records{of}; nothing written."

@@ -119,7 +119,7 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
 
 LIBRARY = "checks files recipes progress device inputs checkpoints evaluation graphs layout training sites purifier"
 LIBRARY += " bound stamps scan repair maximal"
-LAB = "methods profiles cells records locks archive cache experiments results data draws models attacks adaptive"
+LAB = "methods profiles cells records locks archive cache experiments results tidy data draws models attacks adaptive"
 LAB += " defenses probes compute cluster runner zoo packing live"
 ROOMS = [*LIBRARY.split(), *(f"lab.{room}" for room in LAB.split()), "pages", "fix", "cli"]
 """From the bottom up: the library, the lab, the pages, and the faces over all of them."""
@@ -156,6 +156,15 @@ def test_published_numbers_are_the_supplements():
     assert len(table) == 27
     row = table[(table.clean_size == 3000) & (table.method == "Feature")].iloc[0]
     assert (row.acc_percent, row.asr_percent) == (97.82, 0.28)
+
+
+def test_the_book_cites_as_the_repository_does():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    page = (ROOT / "book" / "numbers.md").read_text().replace("{ACM MM}", "ACM MM")
+    (paper,) = citation["references"]
+    wanted = [citation["title"], citation["version"], citation["authors"][0]["name"], paper["title"], paper["doi"]]
+    wanted += [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert [text for text in wanted if text not in page] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "book/running.md"])

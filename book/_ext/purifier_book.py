@@ -1,6 +1,7 @@
 """What this book asks of Sphinx: pages that never compute, and a drawing that follows the page's colours."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import live
@@ -9,6 +10,9 @@ from granularities import drawing
 from sphinx.application import Sphinx
 from sphinx.directives.patches import Figure
 from sphinx.util.docutils import SphinxDirective
+
+from purifier_core.lab import tidy
+from purifier_core.lab.records import Store
 
 DRAWINGS = {"granularities": drawing}
 LIVE = {"page": live.picture, "table": live.table}
@@ -34,6 +38,23 @@ class Live(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The part as HTML."""
         return [nodes.raw("", LIVE[self.arguments[0]](), format="html")]
+
+
+class DownloadNumbers(SphinxDirective):
+    """Links to the table of all records, which `write_numbers` writes."""
+
+    def run(self) -> list[nodes.Node]:
+        """The links as HTML."""
+        up = "../" * self.env.docname.count("/")
+        files = {"results.csv": "the table", "results.datapackage.json": "its description"}
+        links = [f'<a href="{up}_static/{file}" download>{file}</a> ({about})' for file, about in files.items()]
+        return [nodes.raw("", f"<p>{' and '.join(links)}</p>", format="html")]
+
+
+def write_numbers(app: Sphinx, problem: Exception | None) -> None:
+    """Put the table of all records and its description beside the pages."""
+    if problem is None and app.builder.name == "html":
+        tidy.export(Store(), Path(app.outdir) / "_static" / "results.csv")
 
 
 def name_repository(app: Sphinx, config: Any) -> None:
@@ -87,5 +108,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("live", Live)
     app.connect("html-page-context", live.add)
     app.connect("html-page-context", drop_thebe, priority=900)  # after whatever adds scripts
+    app.add_directive("download-numbers", DownloadNumbers)
     app.connect("build-finished", live.write)
+    app.connect("build-finished", write_numbers)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
