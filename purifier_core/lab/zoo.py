@@ -176,7 +176,7 @@ def write(name: str, folder: Path) -> str:
     return (
         f"purifier fix --model {__name__}:{cell['network']} --classes {known.card['classes']} "
         f"--weights {folder / 'weights.safetensors'} --images {folder / 'clean'}{options} "
-        f"--class-index --size 32 --normalize none --out {folder / 'purified.safetensors'}"
+        f"--class-index --size 32 --normalize none --held-out 0.5 --out {folder / 'purified.safetensors'}"
     )
 
 
