@@ -168,7 +168,8 @@ def find(model: nn.Module, example: torch.Tensor) -> dict[str, torch.Size]:
     """The units of a network, in the order in which they run, with the shapes of their feature maps for `example`.
 
     A unit is a block, or in a plain sequence of layers an activation, that runs once and gives feature maps with
-    H * W > 1. Stages, backbones and wrappers are entered. Bare convolutions serve where there is nothing else.
+    H * W > 1. Stages, backbones and wrappers are entered. Bare convolutions serve where there is nothing else, and in
+    a graph of torch.fx, which has no blocks.
     Raises ValueError, with the candidates, where nothing does.
     """
     outputs = _outputs(model, dict(model.named_modules()), example)
@@ -176,6 +177,8 @@ def find(model: nn.Module, example: torch.Tensor) -> dict[str, torch.Size]:
     if len(units) == 1:  # perhaps it is the whole network
         inside, _ = _units(model.get_submodule(units[0]), f"{units[0]}.", outputs)
         units = inside if len(inside) > 1 else units
+    if len(units) < 2 and isinstance(model, torch.fx.GraphModule):  # its blocks are gone
+        units = units + convolutions
     chosen = set(units or convolutions)
     if not chosen:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
 from purifier_core.bound import bound
+from purifier_core.fix import networks
 from purifier_core.purifier import purify
 from purifier_core.recipes import Recipe
 from purifier_core.sites import detach, find, from_maps, to_maps
@@ -240,3 +241,16 @@ def test_a_missed_budget_is_told():
     with pytest.warns(UserWarning, match="no bounds keep the budget"):
         network = bound(model, images, budget=0.01)
     assert network.changed > 0.01
+
+
+REFUSED = {"TorchScript", "a program of torch.export", "a quantized network", "weights in 16 bits", "no feature maps"}
+
+
+@pytest.mark.parametrize("name", [n for n in networks.CASES if "224" not in n and "densenet" not in n])
+def test_the_rows_of_the_books_table(name):
+    row = networks.outcome(*networks.CASES[name])
+    if name in REFUSED:
+        assert row["what happens"].startswith("refused: ")
+    else:
+        assert row["what happens"] == "bounded; the given network again without its units"
+        assert int(row["units"]) > 1

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -223,7 +224,8 @@ def _measure(
     if chosen.triggered is not None and chosen.stamped is not None:
         paths = [chosen.stamped.paths[place] for place in chosen.triggered.places.tolist()]
         triggered = shown(paths, chosen.triggered.images)
-    return comparison, shown(chosen.paths(chosen.held_out), held_out), triggered
+    names = tuple(site.removeprefix("network.") for site in comparison.sites)
+    return replace(comparison, sites=names), shown(chosen.paths(chosen.held_out), held_out), triggered
 
 
 def _choice(network: Bounded | Purified) -> str:

@@ -24,22 +24,27 @@ def units(one: Any, count: int = 8) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def gallery(images: Any, one: Any, count: int = 12) -> Any:
-    """The clean images (N, 3, H, W), uint8, that a comparison finds suppressed most, with share and prediction."""
-    import matplotlib.pyplot as plt
+def heat(network: Any, clean: Any, triggered: Any, count: int = 6) -> Any:
+    """Clean and triggered images (N, 3, H, W), uint8, each above what the bounds of a network cut off in it, in red.
 
-    shares = one.suppressed.by_image
-    places = shares.argsort(descending=True)[:count].tolist()
-    drawing, axes = plt.subplots(
-        -(-len(places) // 6), min(6, len(places)), figsize=(9, 1.95 * -(-len(places) // 6)), squeeze=False, dpi=120
-    )
+    One scale for all of them: what is cut of a triggered image is seen against what is cut of a clean one.
+    """
+    import matplotlib.pyplot as plt
+    import torch
+
+    from purifier_core.fix.measure import cuts
+
+    images = torch.cat([clean[:count], triggered[:count]])
+    cut = cuts(network, images)
+    drawing, axes = plt.subplots(4, count, figsize=(9, 6.4), dpi=120)
     for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, place in zip(axes.flat, places, strict=False):
-        before, after = int(one.before[place]), int(one.after[place])
-        axis.imshow(images[place].permute(1, 2, 0).cpu().numpy())
-        predicted = f"{before}" if before == after else f"{before} → {after}"
-        axis.set_title(f"{_percent(float(shares[place]))}\nas {predicted}", fontsize=9)
+        axis.set(xticks=[], yticks=[])
+    for place, (image, shown) in enumerate(zip(images, cut, strict=True)):
+        row, column = divmod(place, count)
+        axes[2 * row, column].imshow(image.permute(1, 2, 0).cpu().numpy())
+        axes[2 * row + 1, column].imshow(shown.numpy(), cmap="Reds", vmin=0, vmax=float(cut.quantile(0.995)))
+    for row, name in enumerate(("clean", "cut", "triggered", "cut")):
+        axes[row, 0].set_ylabel(name)
     drawing.tight_layout()
     plt.close(drawing)
     return drawing
