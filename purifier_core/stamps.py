@@ -229,3 +229,12 @@ def margins(
         gap = torch.cat(gaps)
         found.append(torch.stack([gap.mean(), (gap > 0).float().mean()]))
     return tuple(torch.stack(found).T)
+
+
+def picture(stamp: Stamps) -> torch.Tensor:
+    """One class's stamp as a uint8 picture (C, H, W): what it puts on a grey image, a weak one at full strength."""
+    pattern, mask = stamp.patterns[0], stamp.masks[0] if stamp.family == "patch" else 1.0
+    low, high = pattern.amin(), pattern.amax()
+    if low < 0 or high > 1:  # of normalised images
+        pattern = (pattern - low) / (high - low)
+    return ((0.5 + mask * (pattern - 0.5)) * 255).round().to(torch.uint8)

@@ -49,6 +49,11 @@ def figure(sources: list[str], name: str, lines: Iterable[str]) -> str:
     return f"<figure>{shown}<figcaption>{'<br>'.join(map(escape, lines))}</figcaption></figure>"
 
 
+def gallery(figures: Iterable[str]) -> str:
+    """Figures side by side."""
+    return f'<div class="gallery">{"".join(figures)}</div>'
+
+
 def page(title: str, parts: Iterable[str]) -> str:
     """The whole page, which needs nothing beside it."""
     body = "\n".join(parts)

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from purifier_core.fix.markup import figure, items, page, picture, table
+from purifier_core.fix.markup import figure, gallery, items, page, picture, table
 from purifier_core.fix.measure import Comparison, Rate
 from purifier_core.fix.options import Options
 from purifier_core.fix.outcome import Finding, headline
 from purifier_core.fix.pixels import Pixels
+from purifier_core.scan import Findings, verdict
+from purifier_core.stamps import picture as picture_of
 from purifier_core.training import Effort
 
 SHOWN = 6  # pictures of a kind, and units before the rest is folded away
@@ -48,12 +50,12 @@ class Facts:
     choice: str = ""  # what the method chose
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    scan: Any = None  # the verdict of a scan, where there was one
+    scan: Findings | None = None
 
     @property
     def scan_verdict(self) -> str:
-        """The scan's verdict in words."""
-        return getattr(self.scan, "verdict", "not looked for")
+        """The scan's verdict."""
+        return "not looked for" if self.scan is None else self.scan.verdict
 
     def name(self, label: int) -> str:
         """A class by its folder's name and its number."""
@@ -82,7 +84,12 @@ def limits(options: Options, comparison: Comparison) -> list[str]:
             "The target was not given. The ASR counts the class that the model before predicted most often for the "
             "triggered images, which need not be the attacker's."
         )
-    if options.bounds:
+    if options.repairs:
+        lines.append(
+            "The scan looks for one stamp that carries all images to a class. A trigger that follows the image, or that "
+            "the scan does not reach, is not unlearned."
+        )
+    if options.bounds or options.repairs:
         lines += [
             "Bounds cut off what no clean image reaches. A trigger whose activations stay below them passes: in this "
             "project's measurements on full datasets Blend's and SIG's, faint and all over the image, mostly did.",
@@ -134,9 +141,15 @@ def whole(facts: Facts, comparison: Comparison, written: str) -> str:
 
 
 def _backdoor(facts: Facts, comparison: Comparison) -> list[str]:
-    """A scan's verdict, target and recovered trigger belong here; without one, what the triggered images say."""
+    """A scan's verdict with the stamps that it found; without one, what the triggered images say."""
     if facts.scan is not None:
-        return [f"<p>Scan: {escape(facts.scan_verdict)}.</p>"]
+        first, *families = verdict(facts.scan, facts.names)
+        stamps = [picture_of(candidate.stamp).cpu() for candidate in facts.scan.candidates]
+        shown = [figure([picture(stamp)], text, [text]) for stamp, text in zip(stamps, families, strict=True)]
+        return [
+            f"<p>The scan: {escape(first)}. Each stamp is what carries images to its class best.</p>",
+            gallery(shown),
+        ]
     if "ASR" not in comparison.rates():
         return ["<p>This was not looked for. The method is the same for a clean network and for a backdoored one.</p>"]
     before, _ = comparison.rates()["ASR"]
@@ -215,7 +228,7 @@ def _gallery(
         name = shown.paths[place].name
         told = f"predicted {first}" if first == then else f"predicted {first} → {then}"
         figures.append(figure(sources, name, [told, name]))
-    return f'<div class="gallery">{"".join(figures)}</div>'
+    return gallery(figures)
 
 
 def _units(comparison: Comparison) -> list[str]:

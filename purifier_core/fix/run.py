@@ -80,7 +80,8 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
         raise ConfigError(f"{options.method} does not fit this model: {told}") from problem
     del clean
     comparison, held_out, triggered = _measure(network, wrapped, chosen, target, options)
-    found = outcome.findings(options, comparison)
+    findings = wrapped.findings if isinstance(wrapped, Repaired) else None
+    found = outcome.findings(options, comparison, findings)
     facts = report.Facts(
         options=options,
         pixels=pixels,
@@ -99,6 +100,7 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
         choice=_choice(wrapped),
         notes=chosen.notes,
         skipped=chosen.skipped,
+        scan=findings,
     )
     _write(unprepared(wrapped), facts, comparison)
     for text in (*report.summary(facts, comparison), f"{options.out}", f"{options.report}"):
@@ -218,7 +220,7 @@ def _measure(
     )
 
     def shown(paths: list[Path], images: torch.Tensor) -> report.Shown:
-        heat = cuts(wrapped, images.to(device), batch) if options.bounds else None
+        heat = cuts(wrapped, images.to(device), batch) if isinstance(wrapped, Bounded) else None
         return report.Shown(paths, images, heat)
 
     if chosen.triggered is not None and chosen.stamped is not None:

@@ -19,7 +19,7 @@ from purifier_core.fix.pixels import choose as pixels_of
 from purifier_core.fix.reading import check_inputs, check_model, choose, printable, say
 from purifier_core.fix.run import import_all, insert
 from purifier_core.scan import NOTHING, Candidate, Findings, scan, verdict
-from purifier_core.stamps import Stamps
+from purifier_core.stamps import picture
 
 
 def main(options: Options, pictures: Path | None) -> int:
@@ -58,15 +58,6 @@ def search(options: Options) -> tuple[Findings, dict[int, str]]:
     labels = chosen.labels(torch.arange(len(chosen.pictures.places)))
     assert labels is not None
     return scan(network, chosen.pictures.images.to(device), labels, seed=options.seed), chosen.folder.names
-
-
-def picture(stamp: Stamps) -> torch.Tensor:
-    """One class's stamp as a uint8 picture (C, H, W): what it puts on a grey image, a weak one at full strength."""
-    pattern, mask = stamp.patterns[0], stamp.masks[0] if stamp.family == "patch" else 1.0
-    low, high = pattern.amin(), pattern.amax()
-    if low < 0 or high > 1:  # of normalised images
-        pattern = (pattern - low) / (high - low)
-    return ((0.5 + mask * (pattern - 0.5)) * 255).round().to(torch.uint8)
 
 
 def _write(findings: Findings, names: dict[int, str], path: Path | None, pictures: Path | None) -> None:
