@@ -9,7 +9,7 @@ from browsing import SCREENS, needs_browser, opened
 
 from purifier_core.files import ROOT
 from purifier_core.lab.experiments import EXPERIMENTS
-from purifier_core.lab.experiments.beyond import Attacks
+from purifier_core.lab.experiments.comparison import Attacks
 from purifier_core.lab.records import Store
 from purifier_core.lab.results import look_up
 from purifier_core.pages import anomaly, gallery, overview, report

@@ -11,7 +11,8 @@ from purifier_core.checks import ConfigError
 from purifier_core.lab import cells
 from purifier_core.lab.cells import SWITCHES, Cell, parse_names, parse_seeds
 from purifier_core.lab.experiments import from_notebook
-from purifier_core.lab.experiments.beyond import Attacks, Readings, Setting
+from purifier_core.lab.experiments.beyond import Readings, Setting
+from purifier_core.lab.experiments.comparison import Attacks
 from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3
 from purifier_core.lab.methods import METHODS
 from purifier_core.lab.profiles import PROFILES, Constants

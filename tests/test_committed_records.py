@@ -6,7 +6,8 @@ from collections import defaultdict
 import pytest
 
 from purifier_core.files import ROOT
-from purifier_core.lab.experiments.beyond import Attacks, Defenses, Readings, Switches
+from purifier_core.lab.experiments.beyond import Readings, Switches
+from purifier_core.lab.experiments.comparison import Attacks, Defenses
 from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3, Table4
 from purifier_core.lab.methods import PAPER, attacks
 from purifier_core.lab.records import Store, read

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from purifier_core.lab.experiments.beyond import Defenses
+from purifier_core.lab.experiments.comparison import Defenses
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.methods import ATTACKS, COLUMNS, OURS, PAPER, attacks
 from purifier_core.lab.records import Record

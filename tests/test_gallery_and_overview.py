@@ -9,7 +9,7 @@ import torch
 
 from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
-from purifier_core.lab.experiments.beyond import Attacks
+from purifier_core.lab.experiments.comparison import Attacks
 from purifier_core.lab.experiments.supplement import Table3
 from purifier_core.lab.methods import METHODS
 from purifier_core.lab.probes import picture

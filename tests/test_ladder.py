@@ -10,8 +10,8 @@ from purifier_core.lab.experiments.beyond import Ladder
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.experiments.supplement import Table3
 from purifier_core.lab.profiles import PROFILES
-from purifier_core.lab.records import Record
-from purifier_core.lab.results import Results
+from purifier_core.lab.records import Record, Store
+from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import ladder
 
 GRID = Ladder(profile="small", width="all", seeds="0-2")
@@ -69,3 +69,14 @@ def test_the_table_has_every_width_and_the_figure_every_method(tmp_path):
     picture = ladder.figure(results)
     assert [axis.get_title(loc="left") for axis in picture.axes] == [column.label for column in GRID.columns()]
     picture.savefig(tmp_path / "ladder.png")
+
+
+def test_the_book_reads_it_at_one_profile(tmp_path):
+    """A record of the paper's width at another schedule is no step of this ladder."""
+    store = Store(tmp_path)
+    wide = Ladder(profile="wide", width=1.0).cell(TUNED, 1.0, 0, "wide")
+    store.save(replace(record(TUNED, 0.125, 0, 1.0), cell=wide, key=wide.key()))
+    store.save(record(TUNED, 0.125, 0, 1.0))
+    results = look_up(Ladder(), store, reading=True)
+    assert results.profile == results.shown == "small"
+    assert list(results.found) == [(0.125, TUNED)]

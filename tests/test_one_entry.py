@@ -13,7 +13,8 @@ import pytest
 from purifier_core import cli
 from purifier_core.files import ROOT
 from purifier_core.lab import methods, runner
-from purifier_core.lab.experiments.beyond import Attacks, Defenses, Single
+from purifier_core.lab.experiments.beyond import Single
+from purifier_core.lab.experiments.comparison import Attacks, Defenses
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store
 from purifier_core.lab.results import look_up

@@ -16,7 +16,7 @@ from purifier_core.lab import cache, compute, draws, runner
 from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.defenses.abl import sample_losses
-from purifier_core.lab.experiments.beyond import Attacks
+from purifier_core.lab.experiments.comparison import Attacks
 from purifier_core.lab.experiments.supplement import Table3, Table4
 from purifier_core.lab.methods import DATASETS, Perturbation
 from purifier_core.lab.profiles import PROFILES

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from purifier_core.lab.cells import Cell
-from purifier_core.lab.experiments.repairs import Repairs
+from purifier_core.lab.experiments.comparison import Repairs
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import look_up
 from purifier_core.pages import repairs

@@ -5,8 +5,7 @@ import math
 import torch
 
 from purifier_core.lab.attacks import badnets, decoyed, field, poison, warp
-from purifier_core.lab.experiments.beyond import Defenses
-from purifier_core.lab.experiments.repairs import Repairs
+from purifier_core.lab.experiments.comparison import Defenses, Repairs
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -86,8 +86,8 @@ def limits(options: Options, comparison: Comparison) -> list[str]:
         )
     if options.repairs:
         lines.append(
-            "The scan looks for one stamp that carries all images to a class. A trigger that follows the image, or that "
-            "the scan does not reach, is not unlearned."
+            "The scan looks for one stamp that carries all images to a class. A trigger that follows the image, or "
+            "that the scan does not reach, is not unlearned."
         )
     if options.bounds or options.repairs:
         lines += [

@@ -196,3 +196,6 @@ PROFILES = {
         Profile("paper", "a GPU: the paper's network and schedule", "full", 1.0),
     )
 }
+
+SIZES = ("paper", "wide", "small")
+"""The profiles that the book reads, from the largest down. Records of `quick` are those of a smoke test."""

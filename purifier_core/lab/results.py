@@ -12,9 +12,6 @@ from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 
-SIZES = ("paper", "wide", "small")
-"""The profiles that the book reads, from the largest down. Records of `quick` are those of a smoke test."""
-
 Place = tuple[Any, Column]
 """A row and a column of an experiment: where one number stands."""
 
@@ -125,7 +122,7 @@ def main_copies(records: Iterable[Record]) -> dict[str, str]:
 
 def _read(experiment: Experiment, store: Store) -> Results:
     asked = experiment.profile
-    sizes = SIZES if asked == "auto" else (asked,)
+    sizes = experiment.sizes if asked == "auto" else (asked,)
     whole = experiment.whole()
     places = [number(whole.cell(column, row, 0, sizes[-1])) for row, column in whole.places(sizes[-1])]
     there = recorded(store, places, sizes)

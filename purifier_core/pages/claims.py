@@ -12,8 +12,9 @@ import pandas as pd
 from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12, Figure13, Table3, Table4
 from purifier_core.lab.methods import DATASETS, title
+from purifier_core.lab.profiles import SIZES
 from purifier_core.lab.records import Store
-from purifier_core.lab.results import SIZES, Results, look_up
+from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import anomaly, bars, sensitivity
 from purifier_core.pages.report import provenance
 from purifier_core.pages.seeds import Decision, Judgement, by_start

@@ -76,9 +76,10 @@ def figure(results: Results) -> Any:
     first.set_xscale("log", base=2)
     first.set_xticks(widths, [width_name(width) for width in widths])
     first.set_ylim(-6, 106)
+    for axis in axes[-1]:
+        axis.set_xlabel("width, of the paper's")
     handles = [plt.Line2D([], [], color=COLOURS[metric], marker="o", label=metric.upper()) for metric in METRICS]
     picture.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False)
-    picture.supxlabel("width, as a share of the paper's", fontsize=10)
     plt.close(picture)
     return picture
 

@@ -14,9 +14,9 @@ from purifier_core.lab.experiments import EXPERIMENTS
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.experiments.supplement import SUPPLEMENT
 from purifier_core.lab.methods import DATASETS, title
-from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.profiles import PROFILES, SIZES
 from purifier_core.lab.records import Record, Store, current
-from purifier_core.lab.results import SIZES, Results, look_up
+from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import anomaly, bars
 from purifier_core.pages.seeds import Decision, Run, ask, numbers_by_run, published_run
 from purifier_core.pages.statistics import TAKEN, estimate
@@ -169,6 +169,10 @@ def _table(results: Results) -> tuple[str, str, str]:
         init = dict(column.switches).get("init")
         group = f"<code>{init}</code>" if init else "undefended" if column.defense == "none" else "compared"
         groups.setdefault(group, {})[column.name] = ask(every, [(row, column) for row in rows], near)
+    every_one = [decision for asked in groups.values() for decision in asked.values()]
+    if all(decision.answer is None for decision in every_one):
+        reasons = "; ".join(dict.fromkeys(decision.why for decision in every_one))
+        return "ACC and ASR of each defense", f"{len(every_one)} methods", f"not decided: {reasons}"
     counted = {group: _count(asked) for group, asked in groups.items()}
     verdict = {group: _how_many(asked).text(_word(asked), "does not") for group, asked in groups.items()}
     return "ACC and ASR of each defense", _lines(counted), _lines(verdict)

@@ -7,8 +7,8 @@ import pandas as pd
 from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.experiments.supplement import same_share
 from purifier_core.lab.methods import ATTACKS, DATASETS, NETWORKS, PAPER, attacks, title
+from purifier_core.lab.profiles import SIZES
 from purifier_core.lab.records import Record, Store, current
-from purifier_core.lab.results import SIZES
 from purifier_core.pages.statistics import DECIDES, measured, took
 from purifier_core.recipes import GRANULARITIES
 

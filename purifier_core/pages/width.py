@@ -1,9 +1,8 @@
 """What the paper's own networks answer, and whether the narrow ones say the same."""
 
 from purifier_core.lab.experiments.grids import Column, module
-from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.profiles import PROFILES, SIZES
 from purifier_core.lab.records import Store
-from purifier_core.lab.results import SIZES
 from purifier_core.pages.settings import MAIN, SIZE, BySeed, Settings, name
 from purifier_core.pages.statistics import TAKEN, measured, runs
 from purifier_core.recipes import GRANULARITIES

@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from purifier_core.checks import ConfigError, one_of
-from purifier_core.lab.experiments.beyond import Attacks, Defenses, Ladder, Readings, Single, Switches
+from purifier_core.lab.experiments.beyond import Ladder, Readings, Single, Switches
+from purifier_core.lab.experiments.comparison import Attacks, Defenses, Repairs
 from purifier_core.lab.experiments.grids import Experiment
-from purifier_core.lab.experiments.repairs import Repairs
 from purifier_core.lab.experiments.supplement import SUPPLEMENT
 
 _KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Defenses, Readings, Switches, Ladder)

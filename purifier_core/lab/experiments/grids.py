@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from purifier_core.checks import ConfigError, one_of
 from purifier_core.lab.cells import Cell, check_clean_size, check_poison_ratio, parse_names, parse_seeds
 from purifier_core.lab.methods import ATTACKS, METHODS, PAPER, attacks
-from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.profiles import PROFILES, SIZES
 from purifier_core.recipes import GRANULARITIES, INITS
 
 
@@ -46,6 +46,7 @@ class Experiment:
     title: ClassVar[str]
     axis: ClassVar[str]  # the parameter that the rows are values of
     network: ClassVar[str] = "vgg16"
+    sizes: ClassVar[tuple[str, ...]] = SIZES  # the profiles that the book reads it from
 
     profile: Any = "auto"
     seeds: Any = 0
