@@ -27,8 +27,8 @@ from purifier_core.lab.draws import clean_images, derive
 from purifier_core.lab.experiments.supplement import same_share
 from purifier_core.lab.records import Store
 from purifier_core.recipes import UNLEARNING
-from purifier_core.repair import repair
-from purifier_core.scan import Findings, hard, scan
+from purifier_core.repairing import repair
+from purifier_core.scanning import Findings, hard, scan
 from purifier_core.stamps import Clean, margins, search
 
 SETTINGS: dict[str, dict[str, Any]] = {

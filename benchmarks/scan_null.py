@@ -33,7 +33,7 @@ from purifier_core.lab.models import build
 from purifier_core.lab.records import Store
 from purifier_core.layout import arrange
 from purifier_core.recipes import SCANNING, Recipe, Scanning
-from purifier_core.scan import Findings, p_value, scan
+from purifier_core.scanning import Findings, p_value, scan
 from purifier_core.training import fit
 
 EPOCHS = {"mnist": 1, "cifar10": 4, "gtsrb": 6}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from purifier_core.bound import bound
+from purifier_core.bounds import bound
 from purifier_core.purifier import purify
 from purifier_core.recipes import GRANULARITIES, Recipe
 from purifier_core.sites import Wrapped, detach

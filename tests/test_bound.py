@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from purifier_core.bound import QUANTILES, Bound, Largest, bound
+from purifier_core.bounds import QUANTILES, Bound, Largest, bound
 from purifier_core.checks import ConfigError
 from purifier_core.evaluation import evaluate
 from purifier_core.lab import data

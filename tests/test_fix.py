@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from purifier_core import cli
-from purifier_core.bound import Bounded, bound
+from purifier_core.bounds import Bounded, bound
 from purifier_core.checks import ConfigError
 from purifier_core.fix import checkpoint, measure, reading, run, weights
 from purifier_core.fix.options import METHODS, WRITTEN, Options

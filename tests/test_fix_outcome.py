@@ -21,7 +21,7 @@ from reader import reader as reader
 from torch import nn
 
 from purifier_core import cli
-from purifier_core.bound import bound
+from purifier_core.bounds import bound
 from purifier_core.fix import costs, measure, outcome
 from purifier_core.fix.measure import Comparison, Suppressed
 from purifier_core.fix.network import Prepared, unprepared

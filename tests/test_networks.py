@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
-from purifier_core.bound import bound
+from purifier_core.bounds import bound
 from purifier_core.fix import networks
 from purifier_core.purifier import purify
 from purifier_core.recipes import Recipe

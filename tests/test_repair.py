@@ -14,8 +14,8 @@ from purifier_core.lab.compute import Work
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store
 from purifier_core.recipes import Recipe, Scanning, Unlearning
-from purifier_core.repair import Bank, Repaired, repair, unlearn
-from purifier_core.scan import NOTHING, SUSPECTED, VERDICTS, Candidate, scan
+from purifier_core.repairing import Bank, Repaired, repair, unlearn
+from purifier_core.scanning import NOTHING, SUSPECTED, VERDICTS, Candidate, scan
 from purifier_core.stamps import FAMILIES, Clean, Stamps
 from purifier_core.training import NO_AUGMENT
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from purifier_core import stamps as stamping
 from purifier_core.checks import ConfigError
 from purifier_core.recipes import Scanning
-from purifier_core.scan import NOTHING, SUSPECTED, UNCLEAR, Candidate, outlyingness, p_value, scan
+from purifier_core.scanning import NOTHING, SUSPECTED, UNCLEAR, Candidate, outlyingness, p_value, scan
 from purifier_core.stamps import FAMILIES, Clean, Stamps, margins, search
 
 CLASSES = 8

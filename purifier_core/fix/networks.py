@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from purifier_core.bound import bound
+from purifier_core.bounds import bound
 from purifier_core.evaluation import logits_of
 from purifier_core.sites import detach, find, unwrapped
 

@@ -13,7 +13,7 @@ from purifier_core.fix.measure import Comparison, Rate
 from purifier_core.fix.options import Options
 from purifier_core.fix.outcome import Finding, headline
 from purifier_core.fix.pixels import Pixels
-from purifier_core.scan import Findings, verdict
+from purifier_core.scanning import Findings, verdict
 from purifier_core.stamps import picture as picture_of
 from purifier_core.training import Effort
 

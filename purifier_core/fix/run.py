@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from purifier_core.bound import Bounded, bound
+from purifier_core.bounds import Bounded, bound
 from purifier_core.checks import ConfigError
 from purifier_core.device import pick_device, prepare
 from purifier_core.evaluation import DivergedError, to_float
@@ -29,8 +29,8 @@ from purifier_core.fix.pixels import choose as pixels_of
 from purifier_core.fix.reading import Images, check_inputs, check_model, choose, printable, say, target_of
 from purifier_core.purifier import Purified, purify
 from purifier_core.recipes import Recipe
-from purifier_core.repair import Repaired, repair
-from purifier_core.scan import NOTHING, scan, verdict
+from purifier_core.repairing import Repaired, repair
+from purifier_core.scanning import NOTHING, scan, verdict
 from purifier_core.sites import Wrapped, last_stage
 
 

@@ -18,7 +18,7 @@ from purifier_core.fix.options import Options
 from purifier_core.fix.pixels import choose as pixels_of
 from purifier_core.fix.reading import check_inputs, check_model, choose, printable, say
 from purifier_core.fix.run import import_all, insert
-from purifier_core.scan import NOTHING, Candidate, Findings, scan, verdict
+from purifier_core.scanning import NOTHING, Candidate, Findings, scan, verdict
 from purifier_core.stamps import picture
 
 

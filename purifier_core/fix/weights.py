@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from purifier_core import bound, purifier
+from purifier_core import bounds, purifier
 from purifier_core.checks import ConfigError, one_of
 from purifier_core.files import save_tensors, write_atomically
 from purifier_core.fix import checkpoint
@@ -54,7 +54,7 @@ def load(model: nn.Module, path: Path | str) -> Wrapped:
         check_sizes(state, path)
         if kind == "bound":
             uppers = {site: torch.empty_like(state[f"{site}.upper"]) for site in sites}
-            network = bound.wrap(model, uppers, granularity)
+            network = bounds.wrap(model, uppers, granularity)
         else:
             rows = {site: state[f"{site}.head.weight"] for site in sites}
             heads = {s: nn.Linear(t.shape[1], t.shape[0], dtype=t.dtype) for s, t in rows.items()}
@@ -63,7 +63,7 @@ def load(model: nn.Module, path: Path | str) -> Wrapped:
         raise ConfigError(f"{path} does not fit the model: {problem} is missing.") from problem
     where = next(iter(model.parameters()), torch.empty(0)).device
     insert(network.to(where).model, {"": state}, path)
-    if isinstance(network, bound.Bounded):
+    if isinstance(network, bounds.Bounded):
         network.quantile, network.changed = float(notes.get("quantile") or 1.0), notes.get("changed")
     return network.eval()
 
@@ -73,7 +73,7 @@ def write(network: Wrapped, path: Path, suffix: str, **notes: Any) -> None:
     one_of("the ending of the file", suffix, WRITTEN)
     kind = "purify" if isinstance(network, Purified) else "bound"
     notes |= {"method": kind, "granularity": network.granularity, "sites": list(network.sites)}
-    if isinstance(network, bound.Bounded):
+    if isinstance(network, bounds.Bounded):
         notes |= {"quantile": network.quantile, "changed": network.changed}
     # copies: tensors that share memory are none for safetensors
     state = {n: t.detach().cpu().contiguous().clone() for n, t in network.model.state_dict().items()}

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from purifier_core import bound, purifier
+from purifier_core import purifier
+from purifier_core.bounds import Bounded, wrap
 from purifier_core.device import threads
 from purifier_core.evaluation import evaluate, to_float
 from purifier_core.files import ROOT, write_atomically
@@ -62,7 +63,7 @@ def make(name: str, work: Work) -> None:
         with threads(work.profile.threads):
             network, cell = _repaired(backdoored, repair, work)
         state = zoo.rounded(network.model)
-        if isinstance(network, bound.Bounded):  # the other weights are the undefended network's
+        if isinstance(network, Bounded):  # the other weights are the undefended network's
             state = {key: value for key, value in state.items() if key.endswith(".upper")}
         networks[repair] = rebuilt(backdoored.model, repair, state)
         x, y = work.split.test_images, work.split.test_labels
@@ -98,7 +99,7 @@ def rebuilt(model: nn.Module, repair: str, state: zoo.State) -> Wrapped:
     defense, _ = REPAIRS[repair]
     model, state = copy.deepcopy(model), {name: tensor.float() for name, tensor in state.items()}
     if repair == "bounds":
-        return bound.wrap(model, {n.removesuffix(".upper"): t for n, t in state.items()}, "feature")
+        return wrap(model, {n.removesuffix(".upper"): t for n, t in state.items()}, "feature")
     weights = {n.removesuffix(".head.weight"): t for n, t in state.items() if n.endswith(".head.weight")}
     network = purifier.wrap(model, {s: nn.Linear(t.shape[1], t.shape[0]) for s, t in weights.items()}, defense)
     network.model.load_state_dict(state)

@@ -1,6 +1,6 @@
-"""Bounded activations, as the lab calls them: `purifier_core.bound` is the method."""
+"""Bounded activations, as the lab calls them: `purifier_core.bounds` is the method."""
 
-from purifier_core.bound import bound
+from purifier_core.bounds import bound
 from purifier_core.lab.defenses import Defended, Given
 
 

@@ -1,10 +1,10 @@
-"""Scan and repair, as the lab calls them: `purifier_core.scan` and `purifier_core.repair` are the method."""
+"""Scan and repair, as the lab calls them: `purifier_core.scanning` and `purifier_core.repairing` are the method."""
 
 from typing import Any
 
 from purifier_core.lab.defenses import Defended, Given
-from purifier_core.repair import Repaired, repair
-from purifier_core.scan import Candidate, scan
+from purifier_core.repairing import Repaired, repair
+from purifier_core.scanning import Candidate, scan
 from purifier_core.training import Effort
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.bound import Bounded, bound
+from purifier_core.bounds import Bounded, bound
 from purifier_core.evaluation import logits_of, to_float
 from purifier_core.inputs import images_of, labels_of
 from purifier_core.recipes import UNLEARNING, Unlearning
-from purifier_core.scan import Candidate, Findings, hard, scan
+from purifier_core.scanning import Candidate, Findings, hard, scan
 from purifier_core.sites import unwrapped
 from purifier_core.stamps import STRENGTHS, Clean, Stamps, blocks, search
 from purifier_core.training import NO_AUGMENT, Augment, Effort, fit
