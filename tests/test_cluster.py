@@ -182,7 +182,7 @@ def test_a_worker_that_does_not_see_the_folder_is_named(dask, store, tmp_path):
 )
 def test_a_worker_that_does_not_fit_ends_the_run_with_a_message(change, options, message, store, tmp_path, capsys):
     shutil.copytree(ROOT / "purifier_core", tmp_path / "purifier_core")
-    config = tmp_path / "purifier_core" / "config.py"
+    config = tmp_path / "purifier_core" / "lab" / "cells.py"
     assert change in config.read_text()
     config.write_text(config.read_text().replace(change, change.replace("1", "2")) if change else config.read_text())
     with LocalCluster(n_workers=0, dashboard_address=":0") as cluster, Client(cluster) as client:
@@ -244,7 +244,7 @@ def test_two_runs_on_one_folder_compute_each_cell_once(store, tmp_path):
     assert list(store.locks.iterdir()) == []
 
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom purifier_core.locks import locked\n" + (
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom purifier_core.lab.locks import locked\n" + (
     "from purifier_core.lab.records import Store\n"
     "with locked(Store(Path(sys.argv[1])), 'cell', wait=True): print('mine', flush=True); time.sleep(600)"
 )

@@ -8,7 +8,7 @@ import pytest
 from purifier_core.files import ROOT
 from purifier_core.lab.experiments import EXPERIMENTS
 from purifier_core.lab.records import Store
-from purifier_core.lab.results import Results, look_up
+from purifier_core.lab.results import Results, look_up, number
 from purifier_core.pages import ablation, defenses, efficiency, gallery, readings, report
 
 VIEWS = {
@@ -60,10 +60,15 @@ def test_a_record_stands_in_one_place(name):
     assert len(set(cells)) == len(cells)
 
 
-def test_the_book_shows_every_seed_that_a_place_has(shown):
+def test_the_book_shows_every_seed_that_a_number_has_at_its_largest_size(shown):
     """Each place of a table has its own seeds; none is left out because another place lacks it."""
+    seeds: dict = {}
+    for record in Store(ROOT / "data").all():
+        cell = record.cell
+        seeds.setdefault(number(cell), {}).setdefault(cell.profile, set()).add(cell.seed)
     for name, results in shown.items():
-        places = results.experiment.places("small")
-        every = {results.experiment.cell(c, r, s, "small") for r, c in places for s in range(100)}
-        done = {record.cell for record in Store(ROOT / "data").all() if not (record.failed or record.stale)}
-        assert {record.cell for record in results.records} == every & done, name
+        for (row, column), records in results.found.items():
+            every = seeds[number(results.experiment.cell(column, row, 0, results.profile))]
+            largest = next(size for size in results.experiment.sizes if size in every)
+            assert {record.cell.profile for record in records} == {largest}, name
+            assert [record.cell.seed for record in records] == sorted(every[largest]), name
