@@ -57,6 +57,16 @@ def test_the_tables_and_readings_have_three_seeds(kind):
     assert min(map(len, found.values())) >= DECIDES
 
 
+def test_mnists_numbers_have_the_planned_seeds():
+    """Ten for Table 3's row of 3,000, five for its other rows, for Table 4 and for the readings."""
+    found = {kind: look_up(kind(profile="small"), STORE, reading=True).found for kind in (Table3, Table4, Readings)}
+    sizes = {row: [len(records) for (at, _), records in found[Table3].items() if at == row] for row in Table3.every}
+    assert min(sizes[3000]) >= 10
+    assert min(sizes[4500] + sizes[6000]) >= 5
+    assert min(map(len, found[Table4].values())) >= 5
+    assert min(len(records) for (row, _), records in found[Readings].items() if row.dataset == "mnist") >= 5
+
+
 def test_every_defense_has_met_every_attack_that_took():
     """In a row where no backdoor is, nothing can be removed. The attackers who know a defense are aimed at others."""
     records = list(map(read, COMMITTED))

@@ -1,7 +1,7 @@
 """What `purifier fix` can be told. Nothing here imports torch."""
 
 import argparse
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,15 @@ def add_to(verbs: Any) -> None:
         "fix", help=about, description=about, epilog=ends, allow_abbrev=False
     )
     for one in fields(Options):
-        flag, kind, text = "--" + one.name.replace("_", "-"), one.metadata["kind"], one.metadata["about"]
-        if kind is bool:
-            command.add_argument(flag, action="store_true", help=text)
-        elif one.default is MISSING:
-            command.add_argument(flag, type=kind, required=True, help=text)
-        else:
-            command.add_argument(flag, type=kind, default=one.default, help=text)
+        add_option(command, one)
+
+
+def add_option(command: argparse.ArgumentParser, one: Field) -> None:
+    """Add the argument of one option."""
+    flag, kind, text = "--" + one.name.replace("_", "-"), one.metadata["kind"], one.metadata["about"]
+    if kind is bool:
+        command.add_argument(flag, action="store_true", help=text)
+    elif one.default is MISSING:
+        command.add_argument(flag, type=kind, required=True, help=text)
+    else:
+        command.add_argument(flag, type=kind, default=one.default, help=text)

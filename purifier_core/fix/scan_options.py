@@ -1,10 +1,10 @@
 """What `purifier scan` can be told: the part of `purifier fix`'s options that says what to read. Without torch."""
 
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from purifier_core.fix.options import Options
+from purifier_core.fix.options import Options, add_option
 
 READING: tuple[str, ...] = (
     "model",
@@ -26,15 +26,8 @@ def add_to(verbs: Any) -> None:
     ends = "Exit status: 0 nothing stands out, 1 a backdoor is suspected or the scan cannot tell, 2 wrong use."
     command = verbs.add_parser("scan", help=about, description=about, epilog=ends, allow_abbrev=False)
     for one in fields(Options):
-        if one.name not in READING:
-            continue
-        flag, kind, text = "--" + one.name.replace("_", "-"), one.metadata["kind"], one.metadata["about"]
-        if kind is bool:
-            command.add_argument(flag, action="store_true", help=text)
-        elif one.default is MISSING:
-            command.add_argument(flag, type=kind, required=True, help=text)
-        else:
-            command.add_argument(flag, type=kind, default=one.default, help=text)
+        if one.name in READING:
+            add_option(command, one)
     command.add_argument("--pictures", type=Path, metavar="FOLDER", help="write each family's best stamp here, as PNG")
 
 

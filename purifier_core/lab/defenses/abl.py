@@ -18,6 +18,7 @@ could not choose it by precision anyway, which takes knowing the poison.
 
 import copy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from purifier_core.lab.defenses import Defended, Given, recount_batchnorm
 from purifier_core.lab.profiles import ABL, Constants
 from purifier_core.recipes import Recipe
-from purifier_core.training import NO_AUGMENT, Augment, Augmented, Watch, cross_entropy, fit
+from purifier_core.training import NO_AUGMENT, Augment, Augmented, Effort, Watch, cross_entropy, fit
 
 
 def local_gradient_ascent(
@@ -68,45 +69,22 @@ def abl(
     """
     model = copy.deepcopy(model).train()
     elsewhere = augment if score_augmented else NO_AUGMENT
-    effort = fit(
-        model,
-        images,
-        labels,
-        stages[0],
-        seed=seed,
-        augment=elsewhere,
-        loss=partial(local_gradient_ascent, gamma=gamma),
-        watch=watch,
-        title="ABL isolation",
-    )
+
+    def train(stage: int, chosen: torch.Tensor | slice, **options: Any) -> Effort:
+        recipe = stages[stage]
+        return fit(model, images[chosen], labels[chosen], recipe, seed=seed + stage, watch=watch, **options)
+
+    ascend = partial(local_gradient_ascent, gamma=gamma)
+    effort = train(0, slice(None), augment=elsewhere, loss=ascend, title="ABL isolation")
     scores = sample_losses(model, images, labels, elsewhere, seed)
     order = scores.argsort(stable=True)
     count = max(2, round(isolated_share * len(images)))
     isolated, others = order[:count], order[count:].sort().values
     rest = others if remove_isolated else order.sort().values
     model.train()
-    effort += fit(
-        model,
-        images[rest],
-        labels[rest],
-        stages[1],
-        seed=seed + 1,
-        augment=augment,
-        watch=watch,
-        title="ABL finetuning",
-    )
+    effort += train(1, rest, augment=augment, title="ABL finetuning")
     model.train(batchnorm != "frozen")
-    effort += fit(
-        model,
-        images[isolated],
-        labels[isolated],
-        stages[2],
-        seed=seed + 2,
-        augment=elsewhere,
-        loss=ascent,
-        watch=watch,
-        title="ABL unlearning",
-    )
+    effort += train(2, isolated, augment=elsewhere, loss=ascent, title="ABL unlearning")
     if batchnorm == "recounted":
         recount_batchnorm(model, images[others])
     return Defended(model, effort, {"isolated": isolated.tolist()})

@@ -57,17 +57,8 @@ class Readings(Experiment):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of ACC and ASR."""
         aug = () if row.augment else (("defence_aug", "off"),)
-        return Cell(
-            row.dataset,
-            row.network,
-            self.attack,
-            float(self.poison_ratio),
-            column.defense,
-            row.clean_size,
-            seed,
-            profile,
-            (*column.switches, *aug),
-        )
+        switches = (*column.switches, *aug)
+        return self.made(column, row.dataset, row.clean_size, seed, profile, network=row.network, switches=switches)
 
 
 @dataclass(frozen=True)
@@ -147,18 +138,9 @@ class Switches(Experiment):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell on one side of a change."""
         turned = ((row.switch, row.value),) if column == WITH else ()
-        size = 0 if METHODS[row.defense].data != "clean" else self.clean_size
-        return Cell(
-            "mnist",
-            self.network,
-            row.attack or self.attack,
-            float(self.poison_ratio),
-            row.defense,
-            size,
-            seed,
-            profile,
-            (*row.base, *turned),
-        )
+        attack, switches = row.attack or self.attack, (*row.base, *turned)
+        defense = Column(row.defense)
+        return self.made(defense, "mnist", self.clean_size, seed, profile, attack=attack, switches=switches)
 
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
@@ -204,18 +186,7 @@ class Ladder(Experiment):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of ACC and ASR."""
         turned = () if row == PROFILES[profile].width else (("width", f"{row:g}"),)
-        size = self.clean_size if METHODS[column.defense].data == "clean" else 0
-        return Cell(
-            "mnist",
-            self.network,
-            self.attack,
-            float(self.poison_ratio),
-            column.defense,
-            size,
-            seed,
-            profile,
-            (*column.switches, *turned),
-        )
+        return self.made(column, "mnist", self.clean_size, seed, profile, switches=(*column.switches, *turned))
 
 
 @dataclass(frozen=True)
@@ -263,15 +234,4 @@ class Single(Experiment):
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell of a seed."""
-        size = same_share(self.clean_size, row) if METHODS[self.defense].data == "clean" else 0
-        return Cell(
-            row,
-            self.network,
-            self.attack,
-            float(self.poison_ratio),
-            column.defense,
-            size,
-            seed,
-            profile,
-            column.switches,
-        )
+        return self.made(column, row, same_share(self.clean_size, row), seed, profile)

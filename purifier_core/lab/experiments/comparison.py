@@ -7,7 +7,7 @@ from purifier_core.checks import one_of
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.experiments.supplement import same_share
-from purifier_core.lab.methods import ATTACKS, COLUMNS, DATASETS, METHODS, OURS, PAPER, attacks, ours, repairs
+from purifier_core.lab.methods import ATTACKS, COLUMNS, DATASETS, OURS, PAPER, attacks, ours, repairs
 from purifier_core.lab.profiles import PROFILES
 
 
@@ -43,8 +43,7 @@ class AttackGrid(Experiment):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of ACC and ASR, with the share of clean images that `clean_size` is of MNIST."""
         attack, dataset = row
-        size = same_share(self.clean_size, dataset) if METHODS[column.defense].data == "clean" else 0
-        return Cell(dataset, self.network, attack, float(self.poison_ratio), column.defense, size, seed, profile)
+        return self.made(column, dataset, same_share(self.clean_size, dataset), seed, profile, attack=attack)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,12 @@ class Experiment:
         """The cell behind one number."""
         raise NotImplementedError
 
+    def made(self, column: Column, dataset: str, clean_size: int, seed: int, profile: str, **changes: Any) -> Cell:
+        """The cell of a column with this experiment's network, attack and poison ratio, but for `changes`."""
+        own: dict[str, Any] = {"network": self.network, "attack": self.attack, "switches": column.switches}
+        own |= {"poison_ratio": self.poison_ratio, "seed": seed, "profile": profile}
+        return Cell(dataset, defense=column.defense, clean_size=clean_size, **(own | changes))
+
     def places(self, profile: str) -> list[tuple[Any, Column]]:
         """Every (row, column) that has a number, row by row."""
         return [(row, column) for row in self.rows(profile) for column in self.columns()]
@@ -148,14 +154,4 @@ class Table(Experiment):
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one number of the table."""
         at = {"clean_size": self.clean_size, "poison_ratio": self.poison_ratio} | {self.axis: row}
-        return Cell(
-            "mnist",
-            self.network,
-            self.attack,
-            float(at["poison_ratio"]),
-            column.defense,
-            at["clean_size"],
-            seed,
-            profile,
-            column.switches,
-        )
+        return self.made(column, "mnist", at["clean_size"], seed, profile, poison_ratio=at["poison_ratio"])

@@ -108,7 +108,7 @@ class Activations(Experiment):
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one panel."""
-        return Cell(row, self.network, self.attack, float(self.poison_ratio), "none", 0, seed, profile)
+        return self.made(Column("none"), row, 0, seed, profile)
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,7 @@ class Figure12(Figure10):
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one pair of panels."""
-        undefended = super().cell(column, row, seed, profile)
-        size = same_share(self.clean_size, row)
-        return replace(undefended, defense=column.defense, clean_size=size, switches=column.switches)
+        return self.made(column, row, same_share(self.clean_size, row), seed, profile)
 
 
 SUPPLEMENT: tuple[type[Experiment], ...] = (Table3, Table4, Figure10, Figure11, Figure12, Figure13)
