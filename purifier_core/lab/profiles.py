@@ -179,9 +179,9 @@ PROFILES = {
             ft_sam=replace(FT_SAM, epochs=50),
             npd=(NPD[0], replace(NPD[1], epochs=25)),
         ),
-        # `purifier run table3 --profile wide --clean-size 3000`. The schedule of one cycle is ours, the defenses' are the
-        # released ones but where a comment says so. MNIST: an hour for the undefended VGG-16 on one busy thread with
-        # AVX-512 bf16, 99.6 / 100.0 (ACC / ASR; the bar is 99.2 / 99.5); three hours for the row, 3.6 GiB.
+        # `purifier run table3 --profile wide --clean-size 3000`. The schedule of one cycle is ours; the defenses' are
+        # the released ones but where a comment says so. MNIST: an hour for the undefended VGG-16 on one busy thread
+        # with AVX-512 bf16, 99.6 / 100.0 (ACC / ASR; the bar is 99.2 / 99.5); three hours for the row, 3.6 GiB.
         Profile(
             "wide",
             "a night on a CPU: the paper's networks and defenses, a short schedule for the undefended network",
