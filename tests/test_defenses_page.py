@@ -7,8 +7,8 @@ import pytest
 from purifier_core.lab.experiments.comparison import Defenses
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.methods import ATTACKS, COLUMNS, OURS, PAPER, attacks
-from purifier_core.lab.records import Record
-from purifier_core.lab.results import Results
+from purifier_core.lab.records import Record, Store
+from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import defenses, report
 
 GRID = Defenses(profile="small", seeds="0-2", dataset="mnist", attack="all")
@@ -174,3 +174,16 @@ def test_attackers_who_know_are_paired_with_badnets_by_seed():
         "ASR after Bound-Feature 60.0 (+57.0, one run)."
     ]
     assert defenses.attackers(results()) == []
+
+
+def test_one_run_of_a_large_network_hides_no_seeds_of_a_small_one(tmp_path):
+    store = Store(tmp_path)
+    for seed in SEEDS:
+        store.save(record(ROW, NONE, 0.99, 1.0, seed))
+    wide = GRID.cell(NONE, ROW, 0, "wide")
+    store.save(replace(record(ROW, NONE, 0.99, 1.0), cell=wide, key=wide.key()))
+    other = GRID.cell(TUNED, ROW, 0, "wide")
+    store.save(replace(record(ROW, TUNED, 0.99, 1.0), cell=other, key=other.key()))
+    found = look_up(Defenses(dataset="mnist", attack="badnets"), store, reading=True).found
+    assert [r.cell.profile for r in found[ROW, NONE]] == ["small"] * 3
+    assert [r.cell.profile for r in found[ROW, TUNED]] == ["wide"]  # what no other size has is shown

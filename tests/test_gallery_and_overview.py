@@ -137,3 +137,9 @@ def test_progress_and_cost_count_every_cell_once(store):
     ).groups()
     assert (int(missing), hours) == (int(cells) - 1, "1.0")
     assert list(overview.origins(store).records) == ["1"] * 5
+
+
+def test_seeds_in_short():
+    assert overview.ranges({0, 1, 2, 4, 7, 8}) == "0-2, 4, 7-8"
+    assert overview.ranges({3}) == "3"
+    assert overview.ranges(set()) == ""

@@ -12,6 +12,9 @@ from purifier_core.lab.experiments.grids import Column, Experiment
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 
+DECIDES = 3
+"""The fewest seeds that decide anything. See `pages.statistics.decided`."""
+
 Place = tuple[Any, Column]
 """A row and a column of an experiment: where one number stands."""
 
@@ -128,9 +131,11 @@ def _read(experiment: Experiment, store: Store) -> Results:
     there = recorded(store, places, sizes)
     records, missing = [], []
     for place in dict.fromkeys(places):
-        size = next((size for size in sizes if (place, size) in there), None)
-        if size:
-            records += there[place, size]
+        at = [size for size in sizes if (place, size) in there]
+        if experiment.seeds_first:  # a single run of a large network hides no seeds of a small one
+            at.sort(key=lambda size: len(there[place, size]) < DECIDES)
+        if at:
+            records += there[place, at[0]]
         else:
             missing.append(place)
     used = [size for size in sizes if any(record.cell.profile == size for record in records)]

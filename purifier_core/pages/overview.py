@@ -6,6 +6,7 @@ The rules are in `RULES`, in words, and are shown beside what they decide.
 import platform
 import re
 from collections import Counter
+from collections.abc import Collection
 from importlib import metadata
 
 import pandas as pd
@@ -50,7 +51,7 @@ def table(store: Store | None = None) -> pd.DataFrame:
         for results in [results for results in every if results.records] or every[-1:]:
             asked = judge.get(kind.name, _table)
             published, ours, verdict = asked(results) if results.records else ("–", "missing", "–")
-            seeds = ", ".join(str(seed) for seed in sorted({record.cell.seed for record in results.records}))
+            seeds = ranges({record.cell.seed for record in results.records})
             gaps = f"; {len(results.missing)} missing" if results.missing else ""
             lines[kind.title, results.profile] = {
                 "published": published,
@@ -61,6 +62,13 @@ def table(store: Store | None = None) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["supplement", "size"])
     return frame
+
+
+def ranges(seeds: Collection[int]) -> str:
+    """Seeds in short: "0-4, 7"."""
+    starts = [seed for seed in sorted(seeds) if seed - 1 not in seeds]
+    ends = [seed for seed in sorted(seeds) if seed + 1 not in seeds]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def linked(store: Store | None = None) -> pd.DataFrame:

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from purifier_core.lab.records import Record
+from purifier_core.lab.results import DECIDES
 
 Answer = TypeVar("Answer")
 
 TAKEN = 0.9
 """The ASR, as a fraction, from which on a backdoor counts as implanted: of the undefended network, in every seed."""
-
-DECIDES = 3
-"""The fewest seeds that decide anything. See `decided`."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Readings(Experiment):
     name: ClassVar[str] = "readings"
     title: ClassVar[str] = "Readings"
     axis: ClassVar[str] = "dataset"
+    seeds_first: ClassVar[bool] = True
 
     dataset: Any = "all"
 
@@ -115,6 +116,7 @@ class Switches(Experiment):
     name: ClassVar[str] = "switches"
     title: ClassVar[str] = "Switches"
     axis: ClassVar[str] = "switch"
+    seeds_first: ClassVar[bool] = True
 
     clean_size: Any = 3000
     switch: Any = "nad_eval"

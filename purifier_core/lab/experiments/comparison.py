@@ -19,6 +19,7 @@ class AttackGrid(Experiment):
     """
 
     axis: ClassVar[str] = "attack"
+    seeds_first: ClassVar[bool] = True
     clean_size: ClassVar[Any] = 3000
 
     attack: Any = "all"

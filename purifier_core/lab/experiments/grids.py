@@ -46,7 +46,8 @@ class Experiment:
     title: ClassVar[str]
     axis: ClassVar[str]  # the parameter that the rows are values of
     network: ClassVar[str] = "vgg16"
-    sizes: ClassVar[tuple[str, ...]] = SIZES  # the profiles that the book reads it from
+    sizes: ClassVar[tuple[str, ...]] = SIZES  # the profiles that the book reads it from, the largest first
+    seeds_first: ClassVar[bool] = False  # whether a profile with seeds enough to decide goes before a larger one
 
     profile: Any = "auto"
     seeds: Any = 0
