@@ -37,7 +37,8 @@ def test_no_name_is_taken_for_a_missing_value(table):
     assert "init=random" in set(table["switches"])
 
 
-def test_the_description_names_every_column_with_its_type(tmp_path):
+def test_the_description_names_every_column_with_its_type(tmp_path, monkeypatch):
+    monkeypatch.setenv("PURIFIER_HOME", str(tmp_path / "home"))
     assert cli.main(["export", "--table", str(tmp_path / "results.csv"), "--profile", "quick"]) == 1, "no record here"
     assert not list(tmp_path.iterdir())
     tidy.export(COMMITTED, tmp_path / "results.csv", "small")
