@@ -12,7 +12,7 @@ from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store, current
 from purifier_core.lab.results import Results
 from purifier_core.pages.report import METRICS, estimates, paper_values, row_label, styled
-from purifier_core.pages.statistics import Estimate, measured, runs
+from purifier_core.pages.statistics import DECIDES, Estimate, measured, runs
 
 LARGEST_FIRST = tuple(reversed(PROFILES))
 
@@ -34,11 +34,12 @@ def beside(results: Results, store: Store | None = None) -> Beside | None:
     """The best committed records of the run's columns; None where the run itself is at their profile, or a larger one.
 
     The row is the run's hardest, the smallest on its axis, or the whole table's where that is not recorded. A profile
-    counts where every column has a record.
+    counts where every column has a record; one with seeds enough to decide goes before a larger one.
     """
     done = current((store or Store(ROOT / "data")).all())[0]
     experiment = results.experiment
     rows = min(experiment.rows(results.profile)), min(experiment.whole().rows(results.profile))
+    there = []
     for profile in LARGEST_FIRST[: LARGEST_FIRST.index(results.profile)]:
         at = {cell: record for cell, record in done.items() if cell.profile == profile}
         for row in rows:
@@ -47,8 +48,10 @@ def beside(results: Results, store: Store | None = None) -> Beside | None:
                 wanted = experiment.cell(column, row, 0, profile)
                 records[column] = [record for cell, record in at.items() if replace(cell, seed=0) == wanted]
             if all(records.values()):
-                return Beside(results, profile, row, records)
-    return None
+                there.append(Beside(results, profile, row, records))
+                break
+    there.sort(key=lambda found: min(map(len, found.records.values())) < DECIDES)
+    return there[0] if there else None
 
 
 def table(found: Beside) -> pd.DataFrame:
