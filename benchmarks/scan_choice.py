@@ -47,12 +47,12 @@ PATH = ROOT / "data" / "scan" / "choice.json"
 def new_stamps(model: nn.Module, clean: Clean, held: Clean, findings: Findings) -> float:
     """The mean success on held-out images of stamps searched against `model`, for what the scan suspected."""
     generator = torch.Generator().manual_seed(1)
-    found = []
+    successes = []
     for suspect in findings.suspects:
         targets = [suspect.target] * 3
         stamps = search(model, clean, suspect.family, targets, steps=40, per_class=24, generator=generator)
-        found.append(float(margins(model, held, hard(stamps, held), 200)[1].mean()))
-    return fmean(found)
+        successes.append(float(margins(model, held, hard(stamps, held), 200)[1].mean()))
+    return fmean(successes)
 
 
 def main() -> None:

@@ -65,24 +65,24 @@ def scanned(split: Split, width: float, seed: int, folder: Path) -> dict[str, An
     started = time.perf_counter()
     model, acc = trained(split, width, seed, folder)
     cell = Cell(split.name, "vgg16", "none", 0.1, "scan_repair", same_share(3000, split.name), seed, "small")
-    found = scan(model, *clean_images(split, cell), seed=derive(seed, "defense"))
+    findings = scan(model, *clean_images(split, cell), seed=derive(seed, "defense"))
     return {
         "dataset": split.name,
         "width": width,
         "seed": seed,
         "epochs": EPOCHS[split.name],
         "acc": acc,
-        "scores": {candidate.family: round(candidate.score, 4) for candidate in found.candidates},
-        "success": {candidate.family: round(candidate.success, 4) for candidate in found.candidates},
-        "natural": round(found.natural, 4),
-        "margins": {family: _rounded(found, family) for family in found.margins},
+        "scores": {candidate.family: round(candidate.score, 4) for candidate in findings.candidates},
+        "success": {candidate.family: round(candidate.success, 4) for candidate in findings.candidates},
+        "natural": round(findings.natural, 4),
+        "margins": {family: _rounded(findings, family) for family in findings.margins},
         "data": split.fingerprint,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def _rounded(found: Findings, family: str) -> list[float]:
-    return [round(value, 3) for value in found.margins[family].values()]
+def _rounded(findings: Findings, family: str) -> list[float]:
+    return [round(value, 3) for value in findings.margins[family].values()]
 
 
 def largest(network: dict[str, Any], works: float) -> float | None:

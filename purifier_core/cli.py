@@ -15,6 +15,7 @@ from purifier_core.fix import scan_options
 from purifier_core.fix.options import Options, add_to
 from purifier_core.lab import archive, runner, tidy
 from purifier_core.lab.experiments import COMMANDS, EXPERIMENTS
+from purifier_core.lab.experiments.beyond import WIDTHS
 from purifier_core.lab.experiments.grids import Experiment
 from purifier_core.lab.methods import ATTACKS, DATASETS, METHODS, NETWORKS
 from purifier_core.lab.profiles import PROFILES
@@ -33,7 +34,7 @@ _HELP = {
     "dataset": ", ".join(DATASETS) + ", or all where there are several",
     "network": ", ".join(NETWORKS),
     "defense": ", ".join(METHODS),
-    "width": "channels as a share of the paper's: 0.125, 0.25, 0.5, 1.0, or all",
+    "width": f"channels as a share of the paper's: {', '.join(map(str, WIDTHS))}, or all",
     "switches": "what departs from the intended method, such as init=random,flip=always",
     "switch": "the switch to turn, or all",
     "curves": "on or off: watch each defense after every epoch",

@@ -6,6 +6,7 @@ from typing import Any
 
 from purifier_core.fix.measure import Comparison, Rate
 from purifier_core.fix.options import Options
+from purifier_core.scanning import SUSPECTED
 
 SCHEMA = "purifier-fix/1"
 """Name and version of the JSON. The number rises when an entry is renamed, removed, or changes its meaning."""
@@ -46,7 +47,7 @@ def headline(options: Options, comparison: Comparison, found: tuple[Finding, ...
 
 
 def _scanned(scan: Any) -> Finding | None:
-    if getattr(scan, "verdict", None) != "backdoor suspected":
+    if getattr(scan, "verdict", None) != SUSPECTED:
         return None
     return Finding("backdoor_suspected", "The scan suspects a backdoor", "Do not use the weights that were given.")
 

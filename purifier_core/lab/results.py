@@ -2,10 +2,10 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.grids import Column, Experiment
@@ -17,6 +17,9 @@ DECIDES = 3
 
 Place = tuple[Any, Column]
 """A row and a column of an experiment: where one number stands."""
+
+
+Choice = TypeVar("Choice")
 
 
 def number(cell: Cell) -> Cell:
@@ -133,7 +136,8 @@ def _read(experiment: Experiment, store: Store) -> Results:
     for place in dict.fromkeys(places):
         at = [size for size in sizes if (place, size) in there]
         if experiment.seeds_first:  # a single run of a large network hides no seeds of a small one
-            at.sort(key=lambda size: len(there[place, size]) < DECIDES)
+            counts = {size: len(there[place, size]) for size in at}
+            at = enough_first(at, counts.__getitem__)
         if at:
             records += there[place, at[0]]
         else:
@@ -144,6 +148,11 @@ def _read(experiment: Experiment, store: Store) -> Results:
     seeds = sorted({record.cell.seed for record in records}) or experiment.seeds
     gaps = [replace(place, profile=profile, seed=seeds[0]) for place in missing]
     return Results(replace(whole, seeds=seeds), profile, reason if used else "no records yet", records, gaps)
+
+
+def enough_first(choices: Sequence[Choice], seeds: Callable[[Choice], int]) -> list[Choice]:
+    """The choices in their order, but those with `seeds` enough to decide before the others."""
+    return sorted(choices, key=lambda choice: seeds(choice) < DECIDES)
 
 
 def recorded(store: Store, numbers: list[Cell], sizes: tuple[str, ...]) -> dict[tuple[Cell, str], list[Record]]:

@@ -169,13 +169,14 @@ def table(every: dict[str, Evidence]) -> pd.DataFrame:
     lines = {}
     for claim in CLAIMS:
         judged = {profile: claim.judge(evidence) for profile, evidence in every.items()}
-        there = {profile: found for profile, found in judged.items() if found.ours} or dict([judged.popitem()])
-        found = next(iter(there.values()))
-        own = f" The published numbers do not pass it: {', '.join(found.failing)}." if found.failing else ""
+        shown = {profile: judgement for profile, judgement in judged.items() if judgement.ours}
+        shown = shown or dict([judged.popitem()])  # nothing is recorded: the smallest says what is missing
+        first = next(iter(shown.values()))
+        own = f" The published numbers do not pass it: {', '.join(first.failing)}." if first.failing else ""
         lines[claim.where, claim.says] = {
-            "verdict": by_size({profile: found.verdict for profile, found in there.items()}),
-            "ours": by_size({profile: found.ours or "missing" for profile, found in there.items()}),
-            "published": found.published,
+            "verdict": by_size({profile: judgement.verdict for profile, judgement in shown.items()}),
+            "ours": by_size({profile: judgement.ours or "missing" for profile, judgement in shown.items()}),
+            "published": first.published,
             "rule": claim.rule + own,
         }
     frame = pd.DataFrame.from_dict(lines, orient="index")
@@ -194,5 +195,5 @@ def sources(every: dict[str, Evidence]) -> list[str]:
         (evidence.pattern, evidence.maps, evidence.suppression, evidence.bars, evidence.sizes, evidence.ratios)
         for evidence in every.values()
     ]
-    there = [results for each in zip(*asked, strict=True) for results in each if results.records]
-    return [f"{results.experiment.title}. {provenance(results)}" for results in there]
+    recorded = [results for each in zip(*asked, strict=True) for results in each if results.records]
+    return [f"{results.experiment.title}. {provenance(results)}" for results in recorded]

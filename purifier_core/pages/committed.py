@@ -1,6 +1,7 @@
 """What this repository's records say, beside a run of a smaller profile: nobody is to take that run for a result."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from textwrap import fill
 from typing import Any
 
@@ -9,10 +10,10 @@ import pandas as pd
 from purifier_core.files import ROOT
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.profiles import PROFILES
-from purifier_core.lab.records import Record, Store, current
-from purifier_core.lab.results import Results
+from purifier_core.lab.records import Record, Store
+from purifier_core.lab.results import Results, enough_first, number, recorded
 from purifier_core.pages.report import METRICS, estimates, paper_values, row_label, styled
-from purifier_core.pages.statistics import DECIDES, Estimate, measured, runs
+from purifier_core.pages.statistics import Estimate, measured, runs
 
 LARGEST_FIRST = tuple(reversed(PROFILES))
 
@@ -36,22 +37,18 @@ def beside(results: Results, store: Store | None = None) -> Beside | None:
     The row is the run's hardest, the smallest on its axis, or the whole table's where that is not recorded. A profile
     counts where every column has a record; one with seeds enough to decide goes before a larger one.
     """
-    done = current((store or Store(ROOT / "data")).all())[0]
-    experiment = results.experiment
+    experiment, columns = results.experiment, results.experiment.columns()
     rows = min(experiment.rows(results.profile)), min(experiment.whole().rows(results.profile))
-    there = []
-    for profile in LARGEST_FIRST[: LARGEST_FIRST.index(results.profile)]:
-        at = {cell: record for cell, record in done.items() if cell.profile == profile}
-        for row in rows:
-            records = {}
-            for column in experiment.columns():
-                wanted = experiment.cell(column, row, 0, profile)
-                records[column] = [record for cell, record in at.items() if replace(cell, seed=0) == wanted]
-            if all(records.values()):
-                there.append(Beside(results, profile, row, records))
-                break
-    there.sort(key=lambda found: min(map(len, found.records.values())) < DECIDES)
-    return there[0] if there else None
+    larger = LARGEST_FIRST[: LARGEST_FIRST.index(results.profile)]
+    numbers = {(row, c): number(experiment.cell(c, row, 0, results.profile)) for row in rows for c in columns}
+    known = recorded(store or Store(ROOT / "data"), list(numbers.values()), larger)
+    candidates = []
+    for profile, row in product(larger, rows):
+        records = {column: known.get((numbers[row, column], profile), []) for column in columns}
+        if all(records.values()):
+            candidates.append(Beside(results, profile, row, records))
+    best = enough_first(candidates, lambda candidate: min(map(len, candidate.records.values())))
+    return best[0] if best else None
 
 
 def table(found: Beside) -> pd.DataFrame:
