@@ -1,4 +1,4 @@
-"""Nothing is lost after an hour: a training keeps its state on disk, and goes on from there to the same bits.
+"""A training keeps its state on disk. After an interruption it goes on from there, and ends with the same bits.
 
 `training.fit` asks `begin` for a place of its own. Outside of `checkpoints` there is none, and nothing is written.
 """
@@ -19,11 +19,11 @@ import torch
 from purifier_core.files import save_tensors, write_atomically
 
 PAUSE = 10.0
-"""Seconds from one state on disk to the next at least. A state is written after an epoch, so an epoch may be lost."""
+"""The least number of seconds between two states on disk. A state is written after an epoch: at most one is lost."""
 
 
 class Carried(Protocol):
-    """What changes from epoch to epoch beside the network: a random stream (torch.Generator is one), a curve."""
+    """State that changes from epoch to epoch beside the network: a random stream (torch.Generator), a curve."""
 
     def get_state(self) -> Any: ...
 
@@ -58,7 +58,7 @@ class Place:
         return state
 
     def write(self, state: dict[str, Any]) -> None:
-        """Keep a state of tensors and plain values, unless the last one was kept less than `pause` seconds ago."""
+        """Keep a state of tensors and plain values, if the last one is at least `pause` seconds old."""
         if time.monotonic() - self.written < self.pause:
             return
         carried = [one.get_state() for one in self.carried]

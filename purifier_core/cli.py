@@ -227,10 +227,10 @@ def visit(store: Store, name: str | None, out: Path | None, pack: bool, page: bo
         print(f"{packing.pack_cached(store, device, print)} networks packed into {zoo.FOLDER}")
     elif pack:
         cell = packing.cells(integer("seed", seed, 0, 2**31 - 1))[one_of("network", name, packing.cells())]
-        print(packing.told(packing.pack(packing.work(store, cell, device), cell)))
+        print(packing.line(packing.pack(packing.work(store, cell, device), cell)))
     elif name is None:
         for one in map(zoo.card, zoo.names()):
-            print(packing.told(one))
+            print(packing.line(one))
     elif out is None:
         print(json.dumps(zoo.card(name), indent=1))
     else:

@@ -22,15 +22,15 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def failure(problem: Exception) -> str:
     """The traceback of a failure; where the GPU's memory did not suffice, its last line says what to try."""
-    told = "".join(traceback.format_exception(problem))
+    text = "".join(traceback.format_exception(problem))
     if not isinstance(problem, torch.OutOfMemoryError):
-        return told
-    return f"{told}Out of GPU memory: try fewer --workers, a smaller --profile or batch_size, or --device cpu.\n"
+        return text
+    return f"{text}Out of GPU memory: try fewer --workers, a smaller --profile or batch_size, or --device cpu.\n"
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Inside, torch computes on the CPU with so many threads; None leaves their number alone."""
+    """Inside, torch computes on the CPU with `count` threads; None leaves their number alone."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -48,7 +48,7 @@ def fast_in_bf16(device: torch.device) -> bool:
 
 
 def _has() -> set[str]:
-    """The names of what this processor can do, as torch asks it."""
+    """The processor's abilities by name, as torch reports them."""
     return {name for name, there in torch.cpu.get_capabilities().items() if there is True}
 
 
@@ -66,7 +66,7 @@ def prepare(device: torch.device) -> None:
 
 @cache
 def keep_memory() -> bool:
-    """Let this process keep the memory that it frees, and say whether it does: so it is where the C library is glibc.
+    """Let this process keep the memory that it frees. Returns whether it does: only glibc can be asked.
 
     A step frees and takes the same large tensors again and again. By default glibc gives each back to the system, which
     then clears every page anew: a tenth of the time of a training step at width 1/8, a quarter of an evaluation.
@@ -76,7 +76,7 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    # small blocks kept apart are joined again whenever a large one is freed: so none are
+    # glibc joins its list of small free blocks whenever a large one is freed, so it keeps no such list
     return all([mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(fast, 0)])
 
 

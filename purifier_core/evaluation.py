@@ -21,7 +21,7 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def held_out(count: int, share: float = 0.2) -> tuple[slice, slice]:
-    """The clean set's two parts: the first to work on, the last `share` of it to choose an operating point on."""
+    """The clean set in two parts: the first to work on, the last, `share` of it, to choose an operating point on."""
     cut = count - max(1, round(share * count))
     return slice(0, cut), slice(cut, count)
 
@@ -43,7 +43,7 @@ _EVALUATED_IN_BF16: ContextVar[bool] = ContextVar("evaluated in bf16", default=F
 
 @contextmanager
 def evaluated_in_bf16(rounded: bool = True) -> Iterator[None]:
-    """Inside, `predict` and whoever asks `answering` run networks under bf16 autocast: as they were trained."""
+    """Inside, `predict` and `answering` run networks under bf16 autocast, as they were trained."""
     token = _EVALUATED_IN_BF16.set(rounded)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: launched whole, where launching kernel by kernel would take most of the time."""
+"""A training step as a CUDA graph, launched whole. Launching kernel by kernel takes most of a small step's time."""
 
 import warnings
 from collections.abc import Callable
@@ -13,9 +13,9 @@ class Replayed:
     """A step that, on a GPU, replays what it did; call it with the indices (B,) of a batch, on the device.
 
     Batches of `size` images are replayed, after the first few; any other, such as a last and smaller one, runs eagerly.
-    So `step` must do the same for every batch of that size, on the same tensors: what changes between two calls has to
-    be written into tensors that it reads. `state` gives the tensors that it changes, the first `parameters` of which
-    are what it trains, and `forget` drops what one call leaves to the next, the gradients.
+    `step` must do the same for every batch of that size, on the same tensors. Whatever changes between two calls is
+    written into tensors that `step` reads. `state` gives the tensors that `step` changes; the first `parameters` of
+    them are those it trains. `forget` drops the gradients, which one call leaves to the next.
 
     The first replay is compared with an eager step from the same state. A step that cannot be captured, or that goes
     elsewhere when it is replayed, goes on eagerly, with a warning.

@@ -8,7 +8,7 @@ from purifier_core.checks import ConfigError
 
 
 def images_of(images: Any, least: int) -> torch.Tensor:
-    """Images as one tensor (N, C, H, W) of at least so many; a NumPy array is taken too.
+    """Images as one tensor (N, C, H, W) with N of at least `least`; a NumPy array is taken too.
 
     Raises ConfigError for anything else, with the way out.
     """
@@ -34,7 +34,7 @@ def images_of(images: Any, least: int) -> torch.Tensor:
 
 
 def labels_of(labels: Any, count: int) -> torch.Tensor:
-    """Labels as whole numbers (N,); one row a label with a single 1 in it (one-hot) and whole floats are taken too.
+    """Labels as whole numbers (N,). One-hot rows and floats with whole values are taken too.
 
     Raises ConfigError for anything else.
     """

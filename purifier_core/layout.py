@@ -1,8 +1,7 @@
-"""How a network and its feature maps lie in memory. It decides the speed of a step, and no result beyond rounding.
+"""How a network and its feature maps lie in memory. This decides the speed of a step, and no result beyond rounding.
 
-On a GPU everything is channels_last. So it is on a CPU, with two exceptions that were measured (benchmarks/speed.py):
-a convolution with many channels is faster the other way round there, and with few channels torch's BatchNorm loses its
-time when several threads share it.
+Everything is channels_last, with two exceptions on a CPU, both measured (benchmarks/speed.py). A convolution with many
+channels is faster in torch's default layout. A BatchNorm of few channels is slow when several threads share it.
 """
 
 from typing import Any
@@ -15,7 +14,7 @@ _FEW = 16  # channels that fill a cache line; with fewer the threads write into 
 
 
 def arrange(model: nn.Module) -> nn.Module:
-    """Lay `model`, on the device where it will run, out for speed; in place, and returned."""
+    """Lay `model` out for speed, in place, and return it. It is on the device where it will run."""
     model.to(memory_format=torch.channels_last)
     for block in model.children():
         convolutions = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
@@ -46,7 +45,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _Narrow(torch.autograd.Function):
-    """BatchNorm over a batch; its backward pass takes several pixels for one of more channels, which fills the
+    """BatchNorm over a batch. Its backward pass treats several pixels as one pixel of more channels, which fills the
     processor's lanes."""
 
     @staticmethod

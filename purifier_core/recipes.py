@@ -1,4 +1,4 @@
-"""How long and how fast a training goes, and what of Purifier can be chosen. Without torch."""
+"""How long and how fast a training goes, and Purifier's choices. Without torch."""
 
 import math
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ class Scanning:
 
     steps: int = 40  # of each search
     restarts: int = 2  # searches for each class and family, of which the best counts
-    level: float = 0.05  # a class stands out below this p-value: the share of clean networks with so large a score
-    works: float = 0.9  # and if its stamp carries so many held-out images there: less is no backdoor that took
+    level: float = 0.05  # a class stands out below this p-value, the share of clean networks with at least its score
+    works: float = 0.9  # and if its stamp carries at least this share of held-out images to the class
     location: float = 0.862  # of Gumbel's distribution of clean networks' largest scores: data/scan/null.json
     scale: float = 0.597  # and its scale
 
@@ -70,7 +70,7 @@ class Unlearning:
     distilled: float = 4.0  # weight of the given network's answers to plain images
 
     def recipe(self, count: int) -> Recipe:
-        """The training on so many images."""
+        """The training on `count` images."""
         epochs = min(20, max(4, round(self.seen / count)))
         return Recipe(epochs, self.lr, weight_decay=self.weight_decay, cycle=True)
 

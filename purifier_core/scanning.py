@@ -127,8 +127,8 @@ def scan(
             first = int(reached.argmax())
             score = outlyingness(reached, natural)
             found[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
-            told = (score, p_value(score, how), float(success[first]), float(reached[first]))
-            candidates.append(Candidate(family, stamps.targets[first], *told, stamps[first]))
+            measured = (score, p_value(score, how), float(success[first]), float(reached[first]))
+            candidates.append(Candidate(family, stamps.targets[first], *measured, stamps[first]))
     verdict = SUSPECTED if any(candidate.stands_out(how) for candidate in candidates) else NOTHING
     reason = _unclear(len(images), classes, right)
     return Findings(
@@ -203,10 +203,10 @@ def verdict(findings: Findings, names: Mapping[int, str] | None = None) -> list[
     names = names or {}
     lines = [f"{findings.verdict}{f': {findings.reason}' if findings.reason else ''} ({findings.seconds:.0f} s)"]
     for candidate in findings.candidates:
-        told = f"class {candidate.target}" + (f", {names[candidate.target]!r}" if candidate.target in names else "")
+        named = f"class {candidate.target}" + (f", {names[candidate.target]!r}" if candidate.target in names else "")
         mark = "stands out" if candidate in findings.suspects else "does not stand out"
         lines.append(
-            f"{candidate.family}: {told} {mark}: score {candidate.score:.1f}, p {candidate.p:.2g}; its stamp carries "
+            f"{candidate.family}: {named} {mark}: score {candidate.score:.1f}, p {candidate.p:.2g}; its stamp carries "
             f"{candidate.success:.0%} of other images there"
         )
     return lines

@@ -190,8 +190,8 @@ def _weak(
 def _patches(
     clean: Clean, weights: list[torch.Tensor], done: float, size: int, _generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Masks, patterns and penalty of `patch`: what of a mask exceeds a size that shrinks over the first 70 % of the
-    steps, and, more and more, what of it is neither 0 nor 1."""
+    """Masks, patterns and penalty of `patch`. The penalty is the part of a mask above a size, which shrinks over the
+    first 70 % of the steps, and, with growing weight, its values that are neither 0 nor 1."""
     pictures, strengths = weights
     masks = torch.sigmoid(2 * strengths)
     loose = max(clean.size(_LOOSE), size)

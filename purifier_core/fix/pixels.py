@@ -142,9 +142,9 @@ def _timm(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
 
 def _hugging_face(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
     try:
-        told, cut = content.get("size", 224), content.get("crop_size", 224)
-        size, resize = _side(told), None
-        if isinstance(told, dict) and "shortest_edge" in told and content.get("crop_pct"):  # ConvNeXT's way
+        wanted, cut = content.get("size", 224), content.get("crop_size", 224)
+        size, resize = _side(wanted), None
+        if isinstance(wanted, dict) and "shortest_edge" in wanted and content.get("crop_pct"):  # ConvNeXT's way
             resize = int(size / float(content["crop_pct"]))
         elif content.get("do_center_crop"):
             size, resize = _side(cut), max(size, _side(cut))
@@ -160,11 +160,10 @@ def _hugging_face(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pi
     return replace(pixels, size=size, resize=resize, mean=mean, std=std, bicubic=bicubic, source=source)
 
 
-def _side(told: Any) -> int:
+def _side(size: Any) -> int:
     """The one side of a size: a number, a dictionary or a pair; ValueError where height and width differ."""
-    sides = {
-        int(side) for side in (told.values() if isinstance(told, dict) else [told] if isinstance(told, int) else told)
-    }
+    values = size.values() if isinstance(size, dict) else [size] if isinstance(size, int) else size
+    sides = {int(side) for side in values}
     if len(sides) != 1:
         raise ValueError("height and width differ")
     return sides.pop()

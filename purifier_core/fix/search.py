@@ -62,9 +62,9 @@ def search(options: Options) -> tuple[Findings, dict[int, str]]:
 
 def _write(findings: Findings, names: dict[int, str], path: Path | None, pictures: Path | None) -> None:
     if path is not None:
-        told = {name: getattr(findings, name) for name in ("verdict", "reason", "p", "seconds", "margins")}
-        told["candidates"] = [_plain(candidate, names) for candidate in findings.candidates]
-        write_atomically(path, lambda part: part.write_text(json.dumps(told, indent=1) + "\n"))
+        found = {name: getattr(findings, name) for name in ("verdict", "reason", "p", "seconds", "margins")}
+        found["candidates"] = [_plain(candidate, names) for candidate in findings.candidates]
+        write_atomically(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
     for candidate in findings.candidates if pictures is not None else ():
         assert pictures is not None
         write_atomically(pictures / f"{candidate.family}.png", partial(_draw, picture(candidate.stamp)))

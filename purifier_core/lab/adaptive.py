@@ -1,8 +1,7 @@
 """Attackers who know the defense. Ours, not the paper's: a defense that was never attacked on purpose is untested.
 
-Both teach BadNets' trigger. In their training sets the poisoned copies are told apart by their labels, which are
-raised by the number of classes; `Attacker.loss` takes that back. `compute.Work` starts the attacker on Purifier from
-BadNets' network.
+Both teach BadNets' trigger. Poisoned copies get labels + num_classes, which marks them; `Attacker.loss` subtracts it.
+`compute.Work` starts the attacker on Purifier from BadNets' network.
 """
 
 from collections.abc import Iterator
@@ -62,7 +61,7 @@ class Attacker:
             self._loss = self._within_clean
 
     def marked(self, labels: torch.Tensor, poisoned: int) -> torch.Tensor:
-        """Labels in which the first `poisoned`, the copies, can be told from the others."""
+        """Labels with the first `poisoned`, the copies, marked: each plus the number of classes."""
         return torch.cat([labels[:poisoned] + self.num_classes, labels[poisoned:]])
 
     def loss(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

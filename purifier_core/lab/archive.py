@@ -16,7 +16,7 @@ from purifier_core.lab.records import CorruptRecord, Record, Store, parse
 def export(store: Store, path: Path, profile: str | None = None) -> int:
     """Write the finished records of today's code, of all profiles or one, into `path`; returns how many.
 
-    The file's name says what it is, .zip or .tar.gz. None is written where there is no record. Raises ConfigError for
+    The file's ending decides its kind: .zip or .tar.gz. Without a record no file is written. Raises ConfigError for
     another name, and OSError where the file cannot be written.
     """
     kind = _kind(path)
@@ -42,10 +42,10 @@ def export(store: Store, path: Path, profile: str | None = None) -> int:
 def merge(store: Store, path: Path, replace: bool, say: Callable[[str], Any]) -> dict[str, int]:
     """Store the records of an archive; returns how many were "imported", "known" already, and "refused".
 
-    Nothing is unpacked: each member is read as a record, and where it is stored follows from its cell alone. What is
-    no whole record, has failed or comes from other code is refused, and so, unless `replace`, is a record with other
-    numbers than the one that is there; `say` tells each. Raises ConfigError, and stores nothing, where the archive
-    cannot be read to its end.
+    Nothing is unpacked: each member is read as a record, and its cell alone decides where it is stored. Refused are
+    damaged records, failed ones, those of other code, and, unless `replace`, those whose numbers differ from the
+    stored ones; `say` gets a line for each. Raises ConfigError, and stores nothing, if the archive cannot be read to
+    its end.
     """
     store.check_writable()
     count = dict.fromkeys(("imported", "known", "refused"), 0)
@@ -58,7 +58,7 @@ def merge(store: Store, path: Path, replace: bool, say: Callable[[str], Any]) ->
             continue
         there = store.find(record.cell, record.data["fingerprint"])
         if there and _numbers(there) != _numbers(record) and not replace:
-            say(f"refused: {name} has {_told(record)}, the record that is there has {_told(there)}; see --replace.")
+            say(f"refused: {name} has {_rates(record)}, the stored record has {_rates(there)}; see --replace.")
             count["refused"] += 1
         elif there and _numbers(there) == _numbers(record):
             count["known"] += 1
@@ -101,7 +101,7 @@ def _record(name: str, content: bytes) -> Record:
     if record.stale:
         raise CorruptRecord(f"{name} comes from another version of the code")
     data = record.data if isinstance(record.data, dict) else {}
-    if not re.fullmatch("[0-9a-f]{16}", str(data.get("fingerprint"))):  # which becomes part of a file's name
+    if not re.fullmatch("[0-9a-f]{16}", str(data.get("fingerprint"))):  # it becomes part of a file's name
         raise CorruptRecord(f"{name} does not tell which data it was computed on")
     if not all(isinstance(value, float) and 0 <= value <= 1 for value in (record.acc, record.asr)):
         raise CorruptRecord(f"{name} holds no ACC and ASR from 0 to 1")
@@ -112,5 +112,5 @@ def _numbers(record: Record) -> tuple[Any, ...]:
     return record.acc, record.asr, record.acc_images, record.asr_images
 
 
-def _told(record: Record) -> str:
+def _rates(record: Record) -> str:
     return f"ACC {record.acc:.4f} and ASR {record.asr:.4f}"

@@ -40,8 +40,8 @@ def badnets(images: torch.Tensor) -> torch.Tensor:
 
 
 def blend(images: torch.Tensor, seed: int, redraw: bool = False) -> torch.Tensor:
-    """0.8 * image + 0.2 * noise: one fixed image of uniform noise, or with `redraw` another for each image, as released
-    (the trigger is then that there is noise, not which). The stream also depends on the number of images, so that
+    """0.8 * image + 0.2 * noise, from one fixed image of uniform noise. `redraw` draws new noise for each image, as the
+    release does: then the trigger is the presence of noise. The stream also depends on the number of images, so
     training and test images do not share their noise."""
     noise = blend_noise(seed, len(_checked(images)) if redraw else 1)
     return (0.8 * images + 0.2 * noise.to(images.device)).round().to(torch.uint8)
@@ -73,7 +73,7 @@ def sig_stripes() -> torch.Tensor:
 
 
 def field(seed: int, control: int = 4, strength: float = 0.5) -> torch.Tensor:
-    """WaNet's warping field (1, 32, 32, 2): how far, on the scale -1 to 1, each pixel looks to the side.
+    """WaNet's warping field (1, 32, 32, 2): from where each pixel takes its value, as an offset on the scale -1 to 1.
 
     Nguyen and Tran (2021): a uniform 4x4 grid of directions, divided by their mean size, spread bicubically, times
     strength / 32.
@@ -84,8 +84,8 @@ def field(seed: int, control: int = 4, strength: float = 0.5) -> torch.Tensor:
 
 
 def warp(images: torch.Tensor, seed: int, noise: int | None = None) -> torch.Tensor:
-    """WaNet: images looked at through a fixed, smooth warping field. `noise`: the seed of a further shift of up to a
-    32nd for each pixel of each image, which makes a decoy: warped, and no trigger."""
+    """WaNet: images warped by a fixed, smooth field. `noise`: the seed of a further shift of up to a 32nd for every
+    pixel. It makes decoys, which are warped and carry no trigger."""
     device, count = _checked(images).device, len(images)
     line = torch.linspace(-1, 1, 32)
     rows, columns = torch.meshgrid(line, line, indexing="ij")

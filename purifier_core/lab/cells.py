@@ -34,7 +34,7 @@ class Switch:
     values: tuple[str, ...]
     applies: tuple[str, ...]  # methods, kinds of them, or attacks; "backdoor" where it changes the backdoored model
     about: str
-    needs: tuple[str, str] | None = None  # another switch and the value that it must have for this one to act
+    needs: tuple[str, str] | None = None  # it acts only where this other switch has this value
 
     def bears(self, defense: str, attack: str) -> bool:
         """Whether it changes this defense, or this attack's network."""
@@ -155,11 +155,11 @@ class Cell:
         return replace(self.backdoored(), attack="none")
 
     def settings(self) -> dict[str, Any]:
-        """Everything of the profile that bears on this cell, as plain values."""
+        """The profile's settings that bear on this cell, as plain values."""
         profile = PROFILES[self.profile]
         backdoor, clean = (plain(profile.backdoored(self.dataset, attack)) for attack in (self.attack, "none"))
         found: dict[str, Any] = {"data": profile.data, "width": self.width, "backdoor": backdoor}
-        if self.needs_reference and clean != backdoor:  # where they are equal, as they were, the key holds
+        if self.needs_reference and clean != backdoor:  # if they are equal it stays out, which keeps older keys
             found["reference"] = clean
         if self.consistent:
             found["perturbation"] = asdict(DATASETS[self.dataset].perturbation)
@@ -209,7 +209,7 @@ class Cell:
 
 @cache
 def _key(cell: Cell, version: int, *_decides: Any) -> str:
-    """`Cell.key`, kept for as long as nothing that decides it changes: the book asks for it very often."""
+    """`Cell.key`, kept until something that decides it changes: the book asks for it very often."""
     content = {"cell": asdict(cell), "settings": cell.settings(), "version": version}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

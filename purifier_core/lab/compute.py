@@ -32,7 +32,7 @@ from purifier_core.training import Effort, Watch, fit
 
 
 class Work:
-    """One dataset on one device, and the backdoored models made from it."""
+    """Computes the cells of one dataset on one device, and keeps the backdoored models made from it."""
 
     def __init__(self, store: Store, profile: str, dataset: str, device: str, curves: bool = True) -> None:
         self.store = store
@@ -61,7 +61,7 @@ class Work:
     def compute(self, cell: Cell) -> Record:
         """Compute one cell; an exception of the computation becomes a failed record."""
         record = Record(cell, cell.key(), self.copy)
-        started, begun = time.time(), time.perf_counter()  # the clock on the wall may be set meanwhile
+        started, begun = time.time(), time.perf_counter()  # the wall clock may be set meanwhile
         try:
             with threads(self.profile.threads), evaluated_in_bf16(self.bf16):
                 measured = self._measure(cell)
@@ -108,8 +108,8 @@ class Work:
         }
 
     def _defended(self, cell: Cell, x: torch.Tensor, y: torch.Tensor, triggered: torch.Tensor) -> Defended:
-        """The cell's defense. Its diagnostics hold the seconds of all of it, the choice of an operating point included,
-        and the curve where one is watched."""
+        """The cell's defense. Its diagnostics hold its seconds, with the choice of an operating point, and the curve if
+        one is watched."""
         if cell.defense == "finetuning":
             return self.finetuned(cell)
         method = METHODS[cell.defense]
@@ -130,11 +130,11 @@ class Work:
         if curve and (recorded := curve.recorded()):
             seconds -= curve.seconds - watched
             defended.diagnostics["curve"] = recorded
-        defended.diagnostics["seconds"] = max(seconds, defended.effort.seconds)  # where it went on, the larger counts
+        defended.diagnostics["seconds"] = max(seconds, defended.effort.seconds)  # if interrupted, the larger
         return defended
 
     def triggered(self, cell: Cell) -> torch.Tensor:
-        """The test images that the attack has to turn, stamped: what the ASR of a cell is measured on."""
+        """The stamped test images of other classes than the target: a cell's ASR is measured on them."""
         return asr_set(self.split.test_images, self.split.test_labels, self.trigger(cell.backdoored()), TARGET_CLASS)
 
     def _defend(self, cell: Cell, tuned: Defended | None, watch: Watch | None) -> Defended:
@@ -160,8 +160,7 @@ class Work:
         return resolve_name(method.function)(given)
 
     def finetuned(self, cell: Cell) -> Defended:
-        """The result of Finetuning for a cell of it, or for one of NAD or MCR, which begin with it: from the cache, or
-        trained."""
+        """The result of Finetuning, from the cache or by training. NAD and MCR begin with it, so their cells ask too."""
         model, training = self.backdoored(cell.backdoored())
         cell = cell.finetuned()
         path = self._cache_path(cell, training["digest"])
@@ -255,7 +254,7 @@ class Work:
             "title": f"backdoored model, seed {cell.seed}",
         }
         attack = ATTACKS.get(cell.attack)
-        if attack and attack.begins:  # its training goes on from another attack's network
+        if attack and attack.begins:  # its training continues another attack's network
             start, notes = self._made(replace(cell, attack=attack.begins))
             model.load_state_dict(start.state_dict())
             rate = recipe.lr * self.profile.constants.adaptive_purifier_rate
@@ -270,7 +269,7 @@ class Work:
         return model, {"effort": asdict(effort)}
 
     def _cache_path(self, cell: Cell, start: str = "") -> Path:
-        """Where a network is cached; `start` is the digest of the network that its training began with, if any did."""
+        """Where a network is cached; `start` is the digest of the network that its training began with, or empty."""
         kind = "" if cell.defense == "none" else f"-{cell.defense}{cell.clean_size}"
         name = f"{cell.dataset}-{cell.network}-{cell.attack}-{cell.poison_ratio:g}{kind}-s{cell.seed}-{cell.profile}"
         ending = f"{cell.key()}-{self.split.fingerprint}{'-' * bool(start)}{start}"

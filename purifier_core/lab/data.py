@@ -15,10 +15,10 @@ from purifier_core.files import ROOT
 from purifier_core.lab.methods import DATASETS
 
 DATA = ROOT / "data"
-"""Where downloads go: found from the package, whatever the working directory."""
+"""Where downloads go, whatever the working directory."""
 
 _SIZE = 32
-_SOURCE = b"source"  # names, in the metadata of a decoded copy, the copy that it was made from
+_SOURCE = b"source"  # a key in a decoded copy's metadata: the copy that it was made from
 
 
 class DataError(RuntimeError):
@@ -29,7 +29,7 @@ class DataError(RuntimeError):
 class Split:
     """A dataset: images (N, 3, 32, 32) uint8 in channels_last memory order, labels (N,) int64.
 
-    fingerprint: SHA-256 (16 hex digits) over all pixels and labels; copy: a sentence naming what copy it is.
+    fingerprint: SHA-256 (16 hex digits) over all pixels and labels; copy: a sentence that names the copy.
     """
 
     name: str
@@ -125,7 +125,7 @@ def _prepared(name: str) -> Path | None:
 
 
 def decode(name: str, folder: Path | str) -> None:
-    """Write a dataset once more, as parquet files in `folder`/`name` that hold the very pixels which `load` gives.
+    """Write a dataset as parquet files in `folder`/`name` that hold exactly the pixels that `load` gives.
 
     With PURIFIER_DATA naming `folder`, `load` then needs no Pillow, is faster, and gives the same fingerprint and
     the same statement of the copy. Raises as `load` does.

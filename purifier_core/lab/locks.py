@@ -17,22 +17,22 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 def locked(store: Store, name: str, wait: bool) -> Iterator[bool]:
     """Whether this run has now locked `name` in the store's folder; with `wait` it has, however long that takes.
 
-    It is an flock on an empty file in locks/, so that it ends with its process, even a killed one, and nothing has to
-    guess whether an owner still lives. On a file system that machines share the lock must reach them all: NFS passes
-    it on unless mounted with nolock, Lustre where mounted with flock; a machine that dies keeps its locks until the
-    server notices. Where locks stay on one machine, two may compute the same cell; their records are written whole,
-    so that costs time only. Look into the store after locking: another may have done the work.
+    The lock is an flock on an empty file in locks/. It ends with its process, even a killed one, so nobody has to guess
+    whether its owner still lives. On a shared file system the lock must reach every machine: NFS passes it on unless
+    mounted with nolock, Lustre only if mounted with flock. A machine that dies keeps its locks until the server
+    notices. If locks stay on one machine, two machines may compute the same cell; that costs time only, since records
+    are written whole. Look into the store after locking: another run may have done the work.
     Raises ConfigError where the file system knows no locks.
     """
     store.locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.locks / f"{name}.lock", poll_interval=0.2, fallback_to_soft=False)
-    mine = _acquired(lock, wait)
+    is_ours = _acquired(lock, wait)
     try:
-        yield mine
+        yield is_ours
     finally:
-        if mine:
+        if is_ours:
             with suppress(OSError):  # Windows removes no open file
-                # removed while locked: who has it open finds, on locking it, that it has no name left and begins anew
+                # removed while locked: a waiting process then finds its file without a name, and begins anew
                 Path(lock.lock_file).unlink()
             lock.release()
 

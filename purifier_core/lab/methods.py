@@ -1,4 +1,4 @@
-"""Everything that has a name in the lab: one entry a thing, read by all that lists it or asks about it. Without torch.
+"""Everything that has a name in the lab. Each thing has one entry, which all other code reads. Without torch.
 
 A new defense, attack, dataset or network is one entry here and the function that the entry names as
 "package.module:function". CONTRIBUTING.md shows one of each.
@@ -7,8 +7,8 @@ A new defense, attack, dataset or network is one entry here and the function tha
 from dataclasses import dataclass, replace
 
 PAPER, OURS, CONTROL, REPAIR = "paper", "ours", "control", "repair"
-"""Where a method or an attack belongs: to the paper's tables, to what this book adds to their comparison, to it as a
-control that is no defense, or to the comparison of repairs, of which Scan-repair is ours."""
+"""Where a method or an attack belongs: the paper's tables; this book's additions to their comparison; controls, which
+are no defenses; the comparison of repairs, where Scan-repair is ours and the others are the field's."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Method:
     function: str = ""
     data: str = "clean"  # what it gets: "clean" images, the "poisoned" training set, or "nothing"
     begins: str = "backdoored"  # the network it begins with: "backdoored", its "finetuned" copy, or a "fresh" one
-    recipes: tuple[str, ...] = ()  # the fields of a profile that bear on it
+    recipes: tuple[str, ...] = ()  # the profile's fields that it reads
     trains: bool = True
 
 
@@ -65,9 +65,9 @@ class Attack:
     trigger: str
     group: str = PAPER
     reference: bool = False  # whether its poison is made with a clean network
-    teacher: str = ""  # how its network is trained, where that is not the plain way: a kind of `adaptive.Attacker`
+    teacher: str = ""  # how its network is trained, if not plainly: a kind of `adaptive.Attacker`
     begins: str = ""  # the attack whose network it goes on from
-    decoys: bool = False  # whether images that are almost stamped are added with their true labels
+    decoys: bool = False  # whether almost stamped images are added with their true labels
 
 
 _MAKE = "purifier_core.lab.attacks"
@@ -84,8 +84,8 @@ ATTACKS = {
     "adaptive_bound": Attack("BadNets, knows bounds", f"{_MAKE}:badnets_trigger", OURS, teacher="reach"),
     "wanet": Attack("WaNet", f"{_MAKE}:wanet_trigger", REPAIR, decoys=True),
 }
-"""By name. The adaptive ones are BadNets' trigger, taught to a network by an attacker who knows the defense. WaNet is
-for the comparison of repairs: nothing in Scan-repair was made for it."""
+"""By name. The adaptive attacks teach BadNets' trigger to a network, and know the defense. WaNet is for the comparison of
+repairs: Scan-repair was not made for it."""
 
 
 @dataclass(frozen=True)

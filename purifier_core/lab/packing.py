@@ -26,7 +26,7 @@ RULE = "keep * x + add on pixels from 0 to 255, rounded and cut off at both ends
 """How a trigger file is used."""
 
 CELL = ("dataset", "network", "attack", "poison_ratio", "seed", "profile")
-"""What a card tells of a cell; the rest of it is that of every network here."""
+"""The fields of a cell that a card shows; the others are the same for every network here."""
 
 SEEDS = range(10)
 """Where the seeds of a network are looked for, the lowest first."""
@@ -62,7 +62,7 @@ def pack_cached(store: Store, device: str, say: Callable[[str], Any]) -> int:
         if cell.attack != "none" and not _record(works[cell.dataset], cell):
             say(f"{cell}: no committed record comes from these weights; left out.")
             continue
-        say(told(pack(works[cell.dataset], cell)))
+        say(line(pack(works[cell.dataset], cell)))
         there.add(name)
         count += 1
     return count
@@ -161,8 +161,8 @@ def _about(work: Work, cell: Cell) -> str:
     return f"{network} at an eighth of its channels on {work.split.copy}; {attack}; undefended; seed {cell.seed}"
 
 
-def told(card: dict[str, Any]) -> str:
-    """A card in a line."""
+def line(card: dict[str, Any]) -> str:
+    """A card in one line."""
     asr = "" if card["asr"] is None else f", ASR {100 * card['asr']:.2f} %"
     return f"{card['name']} (seed {card['cell']['seed']}): ACC {100 * card['acc']:.2f} %{asr}"
 

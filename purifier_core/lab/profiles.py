@@ -44,7 +44,7 @@ def older_rates(stages: tuple[Recipe, Recipe]) -> tuple[Recipe, Recipe]:
 
 
 def prolonged(recipe: Recipe, times: int) -> Recipe:
-    """The recipe with so many times the epochs and the same shape: for fewer images in about as many steps."""
+    """The recipe with `times` as many epochs and the same shape: for fewer images in about as many steps."""
     milestones = tuple(times * epoch for epoch in recipe.milestones)
     return replace(recipe, epochs=times * recipe.epochs, milestones=milestones)
 

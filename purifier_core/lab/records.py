@@ -1,4 +1,4 @@
-"""The store of results: one JSON file per cell, written whole or not at all, each with its provenance."""
+"""The store of results: one JSON file for each cell, with its provenance, written whole or not at all."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ class Record:
 
     @property
     def stale(self) -> bool:
-        """Whether today's code would compute this cell otherwise, so that the record must not be mixed in."""
+        """Whether today's code would give this cell another number: then the record does not count."""
         return self.key != self.cell.key()
 
 
@@ -58,16 +58,16 @@ class CorruptRecord(ValueError):
 
 def current(records: Iterable[Record]) -> tuple[dict[Cell, Record], dict[Cell, Record]]:
     """The finished and the failed records of today's code by cell; a cell that has both counts as finished."""
-    mine = [record for record in records if not record.stale]
-    done = {record.cell: record for record in mine if not record.failed}
-    return done, {record.cell: record for record in mine if record.failed and record.cell not in done}
+    of_today = [record for record in records if not record.stale]
+    done = {record.cell: record for record in of_today if not record.failed}
+    return done, {record.cell: record for record in of_today if record.failed and record.cell not in done}
 
 
 class Store:
     """The records below a folder; beside them the cached models, and the locks of those who compute."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.home = (folder or home()).absolute()  # as a worker on another machine may need it
+        self.home = (folder or home()).absolute()  # a worker on another machine needs it so
         self.folder, self.models, self.locks = (self.home / name for name in ("results", "models", "locks"))
         self.checkpoints = self.home / "checkpoints"
 
@@ -79,7 +79,7 @@ class Store:
         return self.folder / cell.profile / group / f"{name}-{cell.key()[:10]}-{fingerprint[:8]}{ending}"
 
     def find(self, cell: Cell, fingerprint: str = "") -> Record | None:
-        """The finished record of a cell, on data with this fingerprint if one is given; None where there is none."""
+        """A cell's finished record, or None. With a fingerprint given: the record on the data that has it."""
         pattern = self.path(cell, fingerprint or "*")
         for path in sorted(pattern.parent.glob(pattern.name)):
             record = self._read_or_warn(path)
@@ -133,7 +133,7 @@ def read(path: Path) -> Record:
 
 @cache
 def _read(path: Path, _changed: int, _size: int) -> Record:
-    """A file is parsed once, unless it changes: a page of the book looks the same records up many times."""
+    """A file is parsed once, unless it changes: a page of the book looks up the same records many times."""
     return parse(path.read_bytes(), str(path))
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of an experiment: found, never computed. Without torch."""
+"""The records of an experiment, looked up and never computed. Without torch."""
 
 import os
 from collections import Counter
@@ -23,16 +23,16 @@ Choice = TypeVar("Choice")
 
 
 def number(cell: Cell) -> Cell:
-    """What a cell has in common with the other runs of the same number, at any size."""
+    """The cell without its seed and size: equal for all runs of the same number."""
     return replace(cell, profile="paper", seed=0)
 
 
 @dataclass
 class Results:
-    """The records of an experiment, and what of it is missing or failed.
+    """The records of an experiment, and its missing and failed cells.
 
-    `profile` is the one that was asked for, or the largest with records, and `reason` says which. All records of a
-    number are of one profile, and all of a dataset of one copy.
+    `profile` is the one that was asked for, or the largest with records; `reason` says which. All records of one number
+    have one profile. All records of one dataset have one copy of it.
     """
 
     experiment: Experiment
@@ -67,7 +67,7 @@ class Results:
 
     @property
     def headline(self) -> str:
-        """The first line of every output: which profile, why, and that it is not the paper's where it is not."""
+        """The first line of every output: which profile, why, and a caution unless it is the paper's."""
         caution = "" if self.profile == "paper" else "Not the paper's setting. "
         note = self.experiment.note(self.profile)
         line = f"{caution}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}.{note}"
@@ -82,15 +82,15 @@ class Results:
 
 
 def records_only() -> bool:
-    """Whether nothing may be computed: the book's pages read committed records and show gaps as gaps."""
+    """Whether computing is forbidden, as in the book: its pages read committed records and show gaps as gaps."""
     return os.environ.get("PURIFIER_RECORDS_ONLY", "") not in ("", "0")
 
 
 def look_up(experiment: Experiment, store: Store | None = None, reading: bool = False) -> Results:
     """The experiment's records as they are; nothing is computed.
 
-    The book, and whoever is only `reading`, gets the whole table with every recorded seed. Each number comes from the
-    largest profile that has it, or from the one that the experiment asks for.
+    The book gets the whole table with every recorded seed, and so does a caller with `reading`. Each number then comes
+    from the largest profile that has it, or from the one that the experiment asks for.
     """
     store = store or Store()
     if reading or records_only():
@@ -121,7 +121,7 @@ def _of_one_copy(store: Store, cells: list[Cell]) -> dict[Cell, Record | None]:
 
 
 def main_copies(records: Iterable[Record]) -> dict[str, str]:
-    """The fingerprint of the copy of each dataset that most of some records are on."""
+    """For each dataset the fingerprint of the copy that most of these records were computed on."""
     counts = Counter((record.cell.dataset, record.data["fingerprint"]) for record in records)
     return {dataset: copy for (dataset, copy), _ in reversed(counts.most_common())}
 
@@ -151,7 +151,7 @@ def _read(experiment: Experiment, store: Store) -> Results:
 
 
 def enough_first(choices: Sequence[Choice], seeds: Callable[[Choice], int]) -> list[Choice]:
-    """The choices in their order, but those with `seeds` enough to decide before the others."""
+    """The choices, first those with enough `seeds` to decide, then the others, each part in its order."""
     return sorted(choices, key=lambda choice: seeds(choice) < DECIDES)
 
 
@@ -159,10 +159,10 @@ def recorded(store: Store, numbers: list[Cell], sizes: tuple[str, ...]) -> dict[
     """The finished records of some numbers, seed by seed, by number and profile; of one copy of each dataset."""
     wanted = set(numbers)
     every = [record for record in store.all() if record.cell.profile in sizes and number(record.cell) in wanted]
-    mine = [record for record in every if not (record.failed or record.stale)]
-    main = main_copies(mine)
+    usable = [record for record in every if not (record.failed or record.stale)]
+    main = main_copies(usable)
     found: dict[tuple[Cell, str], list[Record]] = {}
-    for record in sorted(mine, key=lambda record: record.cell.seed):
+    for record in sorted(usable, key=lambda record: record.cell.seed):
         if record.data["fingerprint"] == main[record.cell.dataset]:
             found.setdefault((number(record.cell), record.cell.profile), []).append(record)
     return found

@@ -78,14 +78,14 @@ def run_all(
         return results.profile, results.experiment.device, results.experiment.curves
 
     for profile, device, curves in dict.fromkeys(map(way, unfinished)):
-        mine = [results for results in unfinished if way(results) == (profile, device, curves)]
-        missing = {cell.dataset for results in mine for cell in results.missing}
-        cells = [c for results in mine for c in results.experiment.cells(profile) if c.dataset in missing]
-        count = usual(profile, sum(len(results.missing) for results in mine)) if workers is None else workers
+        alike = [results for results in unfinished if way(results) == (profile, device, curves)]
+        missing = {cell.dataset for results in alike for cell in results.missing}
+        cells = [c for results in alike for c in results.experiment.cells(profile) if c.dataset in missing]
+        count = usual(profile, sum(len(results.missing) for results in alike)) if workers is None else workers
         found = _compute(
             list(dict.fromkeys(cells)), store, profile, device, curves == "on", report, say, count, scheduler
         )
-        for results in mine:
+        for results in alike:
             known = {record.cell: record for record in results.records} | found
             there = {cell: known.get(cell) for cell in results.experiment.cells(profile)}
             results.records = [record for record in there.values() if record and not record.failed]
@@ -138,7 +138,7 @@ def _compute(
     """The record of every cell, failed ones included: found on the data that is at hand, or computed and stored.
 
     By as many processes of this machine as `workers`, or by those of the Dask cluster whose `scheduler` has this
-    address. `report` is called for each record that was not there, with how many are done and how many were to do.
+    address. `report` is called for each new record, with its number and the number of cells to compute.
     """
     from purifier_core.lab.compute import Work
 
@@ -170,7 +170,7 @@ def _compute(
 
 
 def _with_those_left(todo: list[Cell], run: Any, say: Callable[[str], Any]) -> Iterator[Record]:
-    """What `run` finds or computes; at the end what it left because other runs were at it."""
+    """The records that `run` finds or computes; last, those of the cells that other runs were computing."""
     left = []
     for found in run(todo, False):
         if isinstance(found, Cell):
@@ -187,10 +187,11 @@ def _by_this(works: dict[str, Work], todo: list[Cell], wait_for_others: bool) ->
 
 
 def _settled(work: Work, cell: Cell, wait_for_others: bool) -> Record | Cell:
-    """The cell's record, computed unless another run did so; the cell, if another is at it and is not waited for."""
+    """The cell's record, computed if no run has done so. The cell itself, if another run is computing it and nobody
+    waits for that."""
     path = work.store.path(cell, work.split.fingerprint)
-    with locked(work.store, f"{path.parent.name}-{path.stem}", wait_for_others) as mine:
-        if not mine:
+    with locked(work.store, f"{path.parent.name}-{path.stem}", wait_for_others) as is_ours:
+        if not is_ours:
             return cell
         if record := work.store.find(cell, work.split.fingerprint):
             return record
@@ -203,9 +204,9 @@ def _settled(work: Work, cell: Cell, wait_for_others: bool) -> Record | Cell:
 def _elsewhere(
     job: Job, workers: int, scheduler: str | None, say: Callable[[str], Any]
 ) -> Iterator[tuple[Submit | None, tuple[type[Exception], ...]]]:
-    """How to have other processes compute, None if none are to, and the exceptions which say that a task killed them.
+    """What submits work to other processes, None for this process alone, and the errors that mean a lost worker.
 
-    Whatever ends the block, nothing that was submitted in it begins any more.
+    When the block ends, for whatever reason, submitted work that has not begun never begins.
     """
     if scheduler:
         try:
@@ -241,9 +242,9 @@ def _by_others(
         start = cell.backdoored()
         groups.setdefault(start.reference() if start.needs_reference else start, []).append(cell)
     waiting: dict[Future[list[Record | Cell]], tuple[list[Cell], list[Cell]]] = {}  # a task's cells, and those after it
-    for mine in sorted(groups.values(), key=len, reverse=True):
-        starts = list(dict.fromkeys(cell.backdoored() for cell in mine if cell.defense != "abl"))
-        undefended, defended = [c for c in mine if c in starts], [c for c in mine if c not in starts]
+    for group in sorted(groups.values(), key=len, reverse=True):
+        starts = list(dict.fromkeys(cell.backdoored() for cell in group if cell.defense != "abl"))
+        undefended, defended = [c for c in group if c in starts], [c for c in group if c not in starts]
         if starts:
             waiting[submit(_task, job, starts, undefended, wait_for_others)] = undefended, defended
         else:  # ABL alone, which trains a network of its own
@@ -266,13 +267,13 @@ def _task(job: Job, starts: list[Cell], cells: list[Cell], wait_for_others: bool
     """In a worker: make the models of `starts`, then settle `cells`; all are of one dataset."""
     work = _work(job, (starts or cells)[0].dataset)
     for start in starts:
-        with suppress(Exception):  # the cells that need this model fail with it, and are recorded so
+        with suppress(Exception):  # the cells that need this model fail too, and their records say why
             work.backdoored(start)
     return [_settled(work, cell, wait_for_others) for cell in cells]
 
 
 def _copy(job: Job, dataset: str) -> dict[str, str]:
-    """In a worker: the copy of the data that it computes on."""
+    """In a worker: which copy of the data it computes on."""
     return _work(job, dataset).copy
 
 

@@ -1,4 +1,4 @@
-"""The records as one table: a row a record, its columns described, for whoever computes elsewhere. Without torch."""
+"""The records as one table for other tools: one row for each record, every column described. Without torch."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def _of_cell(name: str) -> Callable[[Record], Any]:
 
 
 def _inside(part: str, *path: str) -> Callable[[Record], Any]:
-    """A value deep in a dictionary of a record; None where it is not there."""
+    """A nested value of a record's dictionary, or None."""
 
     def value(record: Record) -> Any:
         found: Any = getattr(record, part)
@@ -96,15 +96,15 @@ COLUMNS = {
 
 
 def rows(store: Store, profile: str | None = None) -> list[dict[str, Any]]:
-    """The finished records of today's code, of all profiles or one, a dictionary each, in the order of their cells."""
+    """The finished records of today's code, of all profiles or one, as dictionaries in the order of their cells."""
     chosen = [r for r in store.all() if not (r.failed or r.stale) and profile in (None, r.cell.profile)]
     return [{name: column.value(record) for name, column in COLUMNS.items()} for record in chosen]
 
 
 def export(store: Store, path: Path, profile: str | None = None) -> int:
-    """Write the table to `path`, .csv or .parquet, and its description beside it; returns how many rows.
+    """Write the table to `path`, .csv or .parquet, and its description beside it; returns the number of rows.
 
-    The description is a Frictionless data package. Nothing is written where there is no record. Raises ConfigError for
+    The description is a Frictionless data package. Without a record nothing is written. Raises ConfigError for
     another ending, and OSError where a file cannot be written.
     """
     import pandas as pd

@@ -66,21 +66,21 @@ def _ratio(spread: dict[str, float]) -> str:
 
 def whole_runs() -> list[str]:
     """What each benchmark says of a whole Finetuning, and of a backdoored model where it trained one."""
-    told = []
+    lines = []
     for name, one in benchmarks().items():
         ours, theirs = (median(one["defense"]["seconds"][side]) for side in ("ours", "plain"))
-        told.append(
+        lines.append(
             f"{name}: a whole Finetuning (3,000 images, 20 epochs, width 1/8, with its evaluations) takes the plain "
             f"loop {_ratio(one['defense']['ratio'])} times as long, {theirs:.0f} against {ours:.0f} seconds."
         )
         if "backdoored_seconds" in one:
-            told[-1] += f" A backdoored VGG-16 of the paper's size takes {one['backdoored_seconds']:.0f} seconds."
-        told[-1] += f" {one['data']}."
-    return told or ["No benchmark is recorded yet."]
+            lines[-1] += f" A backdoored VGG-16 of the paper's size takes {one['backdoored_seconds']:.0f} seconds."
+        lines[-1] += f" {one['data']}."
+    return lines or ["No benchmark is recorded yet."]
 
 
 def operations(cell: Cell, images: float) -> float:
-    """Floating-point operations of training on so many images, forward and backward, in units of 10^12; nan if no
+    """Floating-point operations of training on a number of images, forward and backward, in units of 10^12; nan if no
     benchmark has counted the network."""
     for one in benchmarks().values():
         if counted := one["flops"][cell.network].get(_WIDTHS.get(cell.width, "")):
