@@ -167,6 +167,12 @@ def test_the_book_cites_as_the_repository_does():
     assert [text for text in wanted if text not in page] == []
 
 
+def test_every_notebook_has_its_command_in_the_instructions():
+    page = (ROOT / "book" / "running.md").read_text()
+    names = [path.name for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert [name for name in names if f"papermill notebooks/{name} out.ipynb" not in page] == []
+
+
 @pytest.mark.parametrize("page", ["README.md", "book/running.md"])
 def test_the_code_that_readers_copy_runs(page, tmp_path, monkeypatch):
     import torch
