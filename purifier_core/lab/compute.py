@@ -160,7 +160,7 @@ class Work:
         return resolve_name(method.function)(given)
 
     def finetuned(self, cell: Cell) -> Defended:
-        """The result of Finetuning, from the cache or by training. NAD and MCR begin with it, so their cells ask too."""
+        """The result of Finetuning, from the cache or by training. NAD and MCR begin with it too."""
         model, training = self.backdoored(cell.backdoored())
         cell = cell.finetuned()
         path = self._cache_path(cell, training["digest"])

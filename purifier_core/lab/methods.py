@@ -84,8 +84,8 @@ ATTACKS = {
     "adaptive_bound": Attack("BadNets, knows bounds", f"{_MAKE}:badnets_trigger", OURS, teacher="reach"),
     "wanet": Attack("WaNet", f"{_MAKE}:wanet_trigger", REPAIR, decoys=True),
 }
-"""By name. The adaptive attacks teach BadNets' trigger to a network, and know the defense. WaNet is for the comparison of
-repairs: Scan-repair was not made for it."""
+"""By name. The adaptive attacks teach BadNets' trigger and know the defense. WaNet is for the comparison of repairs:
+Scan-repair was not made for it."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ MATTERS = 1.0
 """A change of fewer percentage points than this counts as none."""
 
 ANP_POINT = Change("anp_point", "test", "anp")
-"""Not a cell of its own: every record of ANP holds ACC and ASR at all thresholds, so another choice is a look-up."""
+"""No cell of its own: every record of ANP holds ACC and ASR at all thresholds, so another choice is a look-up."""
 
 _ABOUT = {name: switch.about for name, switch in SWITCHES.items()} | {
     ANP_POINT.switch: "which threshold: held-out drop, or the largest ACC - ASR on the test set, where both are seen"
@@ -27,14 +27,14 @@ _ABOUT = {name: switch.about for name, switch in SWITCHES.items()} | {
 
 
 def label(change: Change) -> str:
-    """A change in words: the switch and its value, and what it is turned on for."""
+    """A change in words: the switch, its value, and the method that it is turned on for."""
     target = f"{change.attack}, no defense" if change.attack else METHODS[change.defense].label
     init = dict(change.base).get("init")
     return f"{change.switch}={change.value}: {target}{f' ({init})' if init else ''}"
 
 
 def pairs(results: Results) -> dict[Change, list[tuple[Record, Record]]]:
-    """The records without and with each change, seed by seed; a seed that lacks one of them is left out."""
+    """The records without and with each change, paired by seed; a seed without both is left out."""
     found, every = results.found, {}
     for change in results.experiment.rows(results.profile):
         after = {r.cell.seed: r for r in found.get((change, WITH), [])}
@@ -92,7 +92,7 @@ def table(results: Results) -> pd.DataFrame:
 
 
 def reading(results: Results) -> list[str]:
-    """Which changes move a number, which do not, and which are not decided; then what ABL isolated in its records."""
+    """Sentences: which changes move a number, which do not, which are undecided; then what ABL isolated."""
     found = effects(results)
     changes = list(dict.fromkeys(change for change, _ in found))
     if not changes:
@@ -119,7 +119,7 @@ def _side(_: Results, place: tuple[Change, Column]) -> str:
 
 
 def rates(results: Results) -> pd.DataFrame:
-    """The learning-rate question: ACC / ASR in percent of each module from the backdoored model, with either rates."""
+    """The learning-rate question: ACC / ASR in percent of each module from the backdoored model, with both rates."""
     ours, lines = estimates(results), {}
     for change in results.experiment.rows(results.profile):
         if change.switch == "purifier_lr":
@@ -172,7 +172,7 @@ def figure(results: Results) -> Any:
 
 
 def _lines(changes: list[Change]) -> list[tuple[str, Change | None]]:
-    """From top to bottom: a switch and its value without a change, then the changes that turn it so."""
+    """From top to bottom: a switch with its intended value, then the changes that turn it."""
     lines: list[tuple[str, Change | None]] = []
     for change in changes:
         head, _, target = label(change).partition(": ")

@@ -19,7 +19,7 @@ from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.statistics import Estimate, estimate, measured, took
 
 EXCESS = 0.05
-"""The part of the triggered magnitude above every clean class from which on Figure 10's anomaly counts as seen. This
+"""Figure 10's anomaly counts as seen if at least this part of the triggered magnitude lies above every clean class. The
 threshold is ours: the supplement has none."""
 
 
@@ -87,7 +87,7 @@ def by_column(results: Results) -> dict[Column, list[Record]]:
 
 
 def in_vain(results: Results) -> Decision | None:
-    """Why the figure decides nothing, where the backdoor of the undefended network did not take in every seed."""
+    """Why the figure decides nothing: the undefended network's backdoor did not take in every seed. Else None."""
     records = by_column(results).get(Column("none"), [])
     if not records or took(records):
         return None
@@ -96,7 +96,7 @@ def in_vain(results: Results) -> Decision | None:
 
 
 def excesses(results: Results) -> dict[Column, dict[int, float]]:
-    """The part of the triggered magnitude that lies above what any class reaches, by column and seed."""
+    """The part of the triggered magnitude above the largest of any class, by column and seed."""
     return {
         column: {record.cell.seed: numbers(record.diagnostics["activations"])["excess"] for record in records}
         for column, records in by_column(results).items()
@@ -171,7 +171,7 @@ def percents(record: Record) -> dict[str, float]:
 
 
 def over_seeds(each: dict[int, dict[str, float]], name: str) -> Estimate:
-    """The mean and range over seeds of one of the numbers of each seed, in the unit that it has."""
+    """One number's mean and range over seeds, with its unit."""
     return estimate({seed: values[name] / 100 for seed, values in each.items()})
 
 

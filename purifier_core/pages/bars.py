@@ -16,7 +16,7 @@ from purifier_core.pages.seeds import Decision, Judgement, all_of, by_run, by_st
 from purifier_core.recipes import GRANULARITIES, INITS
 
 SAME_ORDER = 0.8
-"""The rank correlation from which on two rows of bars count as of the same order. The supplement has no such number."""
+"""Two rows of bars have the same order from this rank correlation up. The threshold is ours."""
 
 LED = ("mnist", "gtsrb")
 """The datasets on which a module of Purifier has the highest published bar."""
@@ -25,7 +25,7 @@ Bars = Mapping[Column, float]
 
 
 def stated(dataset: str, columns: list[Column]) -> dict[Column, float]:
-    """The published bars of a dataset; the one bar of a module stands under each start."""
+    """The published bars of a dataset. A module has one published bar, which stands under each of its starts."""
     table = published("figure13")
     mine = table[table.dataset == title(dataset).replace("-", "")].set_index("method").one_minus_asr_per_epoch_percent
     return {column: float(mine[column.name]) for column in columns}

@@ -28,7 +28,7 @@ _INSENSITIVE = (
 
 
 class Evidence:
-    """The records of one profile that the rules ask, every seed of them."""
+    """The records of one profile that the rules are put to, with every seed."""
 
     def __init__(self, profile: str, store: Store | None = None) -> None:
         store = store or Store()
@@ -162,7 +162,7 @@ def gathered(profile: str = "auto", store: Store | None = None) -> dict[str, Evi
 
 
 def table(every: dict[str, Evidence]) -> pd.DataFrame:
-    """A line for each claim: what it says, the verdict, what ours and the published numbers give, and the rule.
+    """A line for each claim: its words, the verdict, what our numbers and the published ones give, and the rule.
 
     A claim is judged at each profile by itself. Where several have records of it, each has a line of its own.
     """
@@ -190,7 +190,7 @@ def by_size(texts: dict[str, str]) -> str:
 
 
 def sources(every: dict[str, Evidence]) -> list[str]:
-    """The provenance of what the rules ask."""
+    """The provenance of the records behind the verdicts."""
     asked = [
         (evidence.pattern, evidence.maps, evidence.suppression, evidence.bars, evidence.sizes, evidence.ratios)
         for evidence in every.values()

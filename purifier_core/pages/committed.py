@@ -1,4 +1,4 @@
-"""What this repository's records say, beside a run of a smaller profile: nobody is to take that run for a result."""
+"""The committed records beside a run of a smaller profile, so that nobody takes that run for a result."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -77,7 +77,7 @@ def heading(found: Beside) -> str:
 
 
 def sentence(found: Beside) -> str:
-    """What the reader of the run sees, and what to judge by."""
+    """One sentence: what the reader of the run sees, and which numbers to judge by."""
     run = {(c, m): value for (row, c, m), value in estimates(found.results).items() if row == found.row}
     records = {(c, m): measured(mine, m) for c, mine in found.records.items() for m in METRICS}
     counts = {len(mine) for mine in found.records.values()}
@@ -95,7 +95,7 @@ def _size(profile: str) -> str:
 
 
 def _near(found: Beside, values: dict[tuple[Column, str], Estimate]) -> int:
-    """Of how many columns both means are near the published ones."""
+    """The number of columns whose two means are near the published ones."""
     paper = paper_values(found.results.experiment)
 
     def near(column: Column, metric: str) -> bool:

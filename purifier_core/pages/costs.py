@@ -65,7 +65,7 @@ def _ratio(spread: dict[str, float]) -> str:
 
 
 def whole_runs() -> list[str]:
-    """What each benchmark says of a whole Finetuning, and of a backdoored model where it trained one."""
+    """Sentences: the seconds of a whole Finetuning in each benchmark, and of a backdoored model if it trained one."""
     lines = []
     for name, one in benchmarks().items():
         ours, theirs = (median(one["defense"]["seconds"][side]) for side in ("ours", "plain"))
@@ -127,7 +127,7 @@ def growth(store: Store | None = None) -> pd.DataFrame:
 
 
 def whole(store: Store | None = None) -> list[str]:
-    """What one seed of the supplement, and of everything, costs at each profile that has records of it."""
+    """The cost of one seed of the supplement, and of everything, at each profile with records."""
     every = [r for r in (store or Store()).all() if not (r.failed or r.stale)]
     lines = []
     for profile in PROFILES:

@@ -32,7 +32,7 @@ def curves(results: Results, dataset: str) -> dict[Column, list[Record]]:
 
 
 def end_point(dataset: str, column: Column) -> dict[str, float]:
-    """What the paper gives for the end of a curve, in percent, by metric; what it does not give is left out.
+    """The published end of a curve, in percent, by metric; a metric that was not published is left out.
 
     On MNIST Table 3's row of 3,000 clean images. Elsewhere ASR alone, from the bar of Figure 13 and the number of
     epochs, where the published numbers leave one such number.
@@ -115,7 +115,7 @@ def unbroken(curve: dict[str, Any], metric: str) -> tuple[list[float], list[floa
 
 
 def reading(results: Results) -> list[str]:
-    """How many of the records have a curve, and what it is taken on."""
+    """A sentence: how many of the records have a curve, and on which images."""
     every = [(row, column, record) for (row, column), mine in by_column(results).items() for record in mine]
     with_curve = [record for *_, record in every if "curve" in record.diagnostics]
     line = f"A curve is in {len(with_curve)} of the {len(every)} records of defenses shown here; the others are absent."

@@ -60,7 +60,7 @@ def _short_label(row: tuple[str, str]) -> str:
 
 
 def taken(results: Results) -> list[Any]:
-    """The rows in which a backdoor is there to be removed."""
+    """The rows in which the backdoor took."""
     found = results.found
     return [row for row in results.experiment.rows(results.profile) if took(found.get((row, NONE), []))]
 
@@ -77,7 +77,7 @@ def not_taken(results: Results) -> list[str]:
 
 
 def notes(results: Results) -> list[str]:
-    """What has to stand beside the heat map: attacks that did not take, what ABL isolated, where ANP has nothing."""
+    """Notes for the heat map: attacks that did not take, what ABL isolated, rows without a threshold of ANP."""
     return [*not_taken(results), *inside.notes(_only_taken(results), lambda _, place: _short_label(place[0]))]
 
 
@@ -89,7 +89,7 @@ def _only_taken(results: Results) -> Results:
 
 
 def outcome(before: list[Record], after: list[Record]) -> tuple[str, bool | str]:
-    """What became of the backdoor, and whether it cost accuracy, by the rules; "not decided: ..." where they say so.
+    """By the rules: whether the backdoor was removed, and whether that cost accuracy; or "not decided: ...".
 
     Only the seeds that are in both lists enter.
     """
@@ -157,7 +157,7 @@ def _by_dataset(records: dict[tuple[str, str], list[Record]]) -> str:
 
 
 def attackers(results: Results) -> list[str]:
-    """What each attacker who knows a defense gains over BadNets there, and what it costs in accuracy to begin with.
+    """What each attacker who knows a defense gains over BadNets against it, and the accuracy that its training costs.
 
     Every difference is paired by seed.
     """
@@ -235,7 +235,7 @@ def figure(results: Results) -> Any:
 
 
 def glued(results: Results) -> dict[str, Any]:
-    """What other pages take from this one: in how many rows each defense removes a backdoor that took, at no cost."""
+    """Numbers for other pages: in how many rows each defense removes a backdoor that took, at no cost."""
     counts: dict[str, Any] = {"defenses_rows": len(taken(results)), "defenses_profile": results.shown}
     for column in results.experiment.columns()[1:]:
         told = outcomes(results, column).values()

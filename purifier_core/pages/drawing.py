@@ -1,4 +1,4 @@
-"""What the figures share: every seed a dot, the mean a bar, one run hollow."""
+"""What the figures share: every seed is a dot, the mean a bar, a single run hollow."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What this book found, in at most five sentences, each from records: its number, its seeds, where it holds, where not.
+"""The findings of this book, at most five, from records: each with its number, its seeds, where it holds and where not.
 
 A finding is shown only where the seeds decide it, by the rule that the landing page states. Where new records turn it,
 it disappears from the page, and its sentence has to be written anew.
@@ -21,16 +21,16 @@ from purifier_core.recipes import GRANULARITIES, INITS
 NEAR = 2.0
 """How many points from a published ACC and ASR count as near."""
 AGREES = 0.95
-"""The agreement of a network with its first head from which on it counts as repeating it. This threshold is ours."""
+"""A network counts as repeating its first head from this agreement up. The threshold is ours."""
 APART = 50.0
-"""How many points of ASR two seeds of a defense must lie apart to count as different outcomes. Ours as well."""
+"""Two seeds of a defense count as different outcomes if their ASR is so many points apart. Also ours."""
 
 _STARTS = ("full", "random")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Somewhere a finding was looked for: a label within a group, what the seeds decide there, and their numbers."""
+    """A place where a finding was looked for: its label within a group, the seeds' decision there, their numbers."""
 
     group: str
     label: str
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: what it says, the number behind it, what it rests on, and the places where it was looked for."""
+    """One finding: its sentence, the number behind it, the records that it rests on, and the places looked at."""
 
     says: str
     number: str
