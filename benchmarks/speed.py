@@ -32,6 +32,7 @@ from purifier_core.files import ROOT, provenance, write_atomically
 from purifier_core.lab import data
 from purifier_core.lab.attacks import asr_set, badnets, poison
 from purifier_core.lab.cells import TARGET_CLASS
+from purifier_core.lab.defenses import Inputs
 from purifier_core.lab.defenses.finetuning import finetuning
 from purifier_core.lab.methods import NETWORKS
 from purifier_core.lab.models import build
@@ -127,7 +128,7 @@ def _defense() -> None:
     if _here.ours:
         here = split.to(device)
         x, y = here.train_images[:3000], here.train_labels[:3000]
-        tuned = finetuning(start, x, y, recipe=Recipe(20, 0.01, bf16=_here.bf16), augment=AUGMENT)
+        tuned = finetuning(Inputs(start, x, y, AUGMENT), Recipe(20, 0.01, bf16=_here.bf16))
         evaluate(tuned.model, here.test_images, here.test_labels, triggered.to(device), TARGET_CLASS)
         return
     targets = torch.full((len(triggered),), TARGET_CLASS)

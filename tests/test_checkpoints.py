@@ -15,6 +15,7 @@ from torch import nn
 
 from purifier_core import checkpoints as kept_states
 from purifier_core.checkpoints import checkpoints
+from purifier_core.lab.defenses import Inputs
 from purifier_core.lab.defenses.anp import anp
 from purifier_core.lab.defenses.mcr import mcr
 from purifier_core.lab.defenses.nad import nad
@@ -45,9 +46,9 @@ def finetune(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> nn
 
 TRAININGS = {
     "finetuning": finetune,
-    "nad": lambda m, x, y: nad(m, x, y, sites=["0"], recipe=SHORT, teacher_recipe=SHORT).model,
-    "mcr": lambda m, x, y: mcr(m, x, y, recipe=SHORT, endpoint_recipe=SHORT).model,
-    "anp": lambda m, x, y: anp(m, x, y, steps=8).sweep["0.90"],
+    "nad": lambda m, x, y: nad(Inputs(m, x, y), sites=["0"], recipe=SHORT, teacher_recipe=SHORT).model,
+    "mcr": lambda m, x, y: mcr(Inputs(m, x, y), recipe=SHORT, endpoint_recipe=SHORT).model,
+    "anp": lambda m, x, y: anp(Inputs(m, x, y), steps=8).sweep["0.90"],
     "purifier": lambda m, x, y: purify(m, x, y, sites=["0"], stages=(SHORT, SHORT)),
 }
 """Each has another state beside the network: a schedule, a teacher, a random stream, parameters apart, heads."""

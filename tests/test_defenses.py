@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.evaluation import accuracy
-from purifier_core.lab.defenses import recount_batchnorm
+from purifier_core.lab.defenses import Inputs, recount_batchnorm
 from purifier_core.lab.defenses.abl import abl, local_gradient_ascent, sample_losses
 from purifier_core.lab.defenses.anp import anp, prune
 from purifier_core.lab.defenses.fine_pruning import FIXED_SHARE, fine_pruning, mean_activation
@@ -39,19 +39,19 @@ def victim(fresh, blobs) -> nn.Module:
 
 
 DEFENSES = {
-    "finetuning": lambda m, x, y, s: finetuning(m, x, y, recipe=SHORT, seed=s),
-    "fine_pruning": lambda m, x, y, s: fine_pruning(m, x, y, site="0", recipe=SHORT, seed=s),
-    "mcr": lambda m, x, y, s: mcr(m, x, y, recipe=SHORT, endpoint_recipe=SHORT, seed=s),
-    "nad": lambda m, x, y, s: nad(m, x, y, sites=["0"], recipe=SHORT, teacher_recipe=SHORT, seed=s),
-    "abl": lambda m, x, y, s: abl(m, x, y, stages=(SHORT, SHORT, SHORT), seed=s),
-    "anp": lambda m, x, y, s: anp(m, x, y, steps=6, seed=s),
+    "finetuning": lambda given: finetuning(given, SHORT),
+    "fine_pruning": lambda given: fine_pruning(given, site="0", recipe=SHORT),
+    "mcr": lambda given: mcr(given, recipe=SHORT, endpoint_recipe=SHORT),
+    "nad": lambda given: nad(given, sites=["0"], recipe=SHORT, teacher_recipe=SHORT),
+    "abl": lambda given: abl(given, stages=(SHORT, SHORT, SHORT)),
+    "anp": lambda given: anp(given, steps=6),
 }
 
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_every_defense_is_seeded_and_leaves_the_model_alone(name, victim, blobs):
     before = copy.deepcopy(victim.state_dict())
-    first, again, other = (DEFENSES[name](victim, *blobs, seed) for seed in (1, 1, 2))
+    first, again, other = (DEFENSES[name](Inputs(victim, *blobs, seed=seed)) for seed in (1, 1, 2))
     assert all(torch.equal(victim.state_dict()[n], t) for n, t in before.items())
     assert not first.model.training
     assert first.effort.images > 0
@@ -70,11 +70,11 @@ def test_mean_activation_by_hand(victim, blobs):
 def test_fine_pruning_silences_the_dormant_channels_first(victim, blobs):
     images, labels = blobs
     order = mean_activation(victim, "0", images[:77]).argsort()
-    fixed = fine_pruning(victim, images, labels, site="0", recipe=SHORT, select="fixed")
+    fixed = fine_pruning(Inputs(victim, *blobs), site="0", recipe=SHORT, select="fixed")
     gone = round(FIXED_SHARE * 8)
     assert fixed.diagnostics["pruned"] == gone == 7
     assert (mean_activation(fixed.model, "0", images)[order[:gone]] == 0).all()
-    chosen = fine_pruning(victim, images, labels, site="0", recipe=Recipe(0, 0.1))
+    chosen = fine_pruning(Inputs(victim, *blobs), site="0", recipe=Recipe(0, 0.1))
     x, y = images[77:], labels[77:]
     full = accuracy(victim, x, y)
     curve = dict(chosen.diagnostics["held_out_curve"])
@@ -94,8 +94,8 @@ def test_curve_is_the_bezier():
 
 def test_mcr_ends_and_gradient_free_theta(victim, blobs):
     """With no curve epoch theta is the midpoint; t = 0 is the victim with statistics counted over the clean set."""
-    found = mcr(victim, *blobs, recipe=Recipe(0, 0.1), endpoint_recipe=SHORT, seed=3)
-    tuned = finetuning(victim, *blobs, recipe=SHORT, seed=3).model
+    found = mcr(Inputs(victim, *blobs, seed=3), recipe=Recipe(0, 0.1), endpoint_recipe=SHORT)
+    tuned = finetuning(Inputs(victim, *blobs, seed=3), SHORT).model
     w0, w1 = victim[3].weight, tuned[3].weight
     assert torch.equal(found.sweep["0.0"][3].weight, w0)
     assert torch.equal(found.sweep["1.0"][3].weight, w1)
@@ -123,10 +123,11 @@ def test_attention_by_hand():
 
 
 def test_nad_returns_the_student_and_the_teacher_on_request(victim, blobs):
-    options = {"sites": ["0"], "recipe": SHORT, "teacher_recipe": SHORT, "seed": 5}
-    teacher = nad(victim, *blobs, result="teacher", **options)
-    tuned = finetuning(victim, *blobs, recipe=SHORT, seed=5).model
-    student = nad(victim, *blobs, **options)
+    given = Inputs(victim, *blobs, seed=5)
+    options = {"sites": ["0"], "recipe": SHORT, "teacher_recipe": SHORT}
+    teacher = nad(given, result="teacher", **options)
+    tuned = finetuning(given, SHORT).model
+    student = nad(given, **options)
     assert torch.equal(teacher.model[3].weight, tuned[3].weight)
     assert not torch.equal(student.model[3].weight, tuned[3].weight)
     assert student.effort.epochs == 4
@@ -137,8 +138,9 @@ def test_nad_first_step_is_the_stated_loss(victim, blobs):
     """One step of one batch, no augmentation: theta - lr * gradient of CE + 500 * MSE(attention)."""
     images, labels = blobs
     one = Recipe(1, 0.001, batch_size=96, momentum=0.0, weight_decay=0.0)
-    found = nad(victim, images, labels, sites=["0"], recipe=one, teacher_recipe=SHORT, augment=NO_AUGMENT, seed=5).model
-    teacher = finetuning(victim, images, labels, recipe=SHORT, augment=NO_AUGMENT, seed=5).model
+    given = Inputs(victim, images, labels, NO_AUGMENT, seed=5)
+    found = nad(given, sites=["0"], recipe=one, teacher_recipe=SHORT).model
+    teacher = finetuning(given, SHORT).model
     student, x = copy.deepcopy(victim).train(), images.float() / 255
     maps = student[0](x)
     loss = F.cross_entropy(student[1:](maps), labels)
@@ -160,7 +162,7 @@ def test_anp_prunes_scales_at_or_below_the_threshold(victim):
 
 def test_anp_takes_the_largest_threshold_that_held_out_accuracy_allows(victim, blobs):
     images, labels = blobs
-    found = anp(victim, images, labels, steps=40, seed=0)
+    found = anp(Inputs(victim, images, labels), steps=40)
     x, y = images[77:], labels[77:]
     floor = accuracy(victim, x, y) - 0.05
     kept = {tau: accuracy(model, x, y) for tau, model in found.sweep.items()}
@@ -172,7 +174,7 @@ def test_anp_takes_the_largest_threshold_that_held_out_accuracy_allows(victim, b
 
 
 def test_anp_without_an_admissible_threshold_returns_the_given_model_and_says_so(victim, blobs):
-    found = anp(victim, *blobs, max_drop=-1.1, steps=2, seed=0)
+    found = anp(Inputs(victim, *blobs), max_drop=-1.1, steps=2)
     assert found.diagnostics["admissible"] is False
     assert found.diagnostics["tau"] is None
     assert found.diagnostics["pruned"] == 0
@@ -181,7 +183,7 @@ def test_anp_without_an_admissible_threshold_returns_the_given_model_and_says_so
 
 def test_anp_without_batchnorm_says_so(blobs):
     with pytest.raises(ValueError, match="BatchNorm"):
-        anp(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), *blobs)
+        anp(Inputs(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), *blobs))
 
 
 def test_local_gradient_ascent_turns_at_gamma():
@@ -200,7 +202,7 @@ def test_local_gradient_ascent_turns_at_gamma():
 def test_abl_isolates_what_has_the_lowest_loss(fresh, blobs):
     images, labels = blobs
     none = Recipe(0, 0.1)
-    found = abl(fresh, images, labels, stages=(none, none, none))
+    found = abl(Inputs(fresh, images, labels), stages=(none, none, none))
     with torch.no_grad():
         losses = F.cross_entropy(fresh(images.float() / 255), labels, reduction="none")
     assert set(found.diagnostics["isolated"]) == set(losses.argsort()[:2].tolist())
@@ -211,9 +213,9 @@ def test_abl_isolates_what_has_the_lowest_loss(fresh, blobs):
 def test_abl_finetunes_on_the_rest_and_unlearns_the_isolated(fresh, blobs, remove, seen):
     none, one = Recipe(0, 0.1), Recipe(1, 0.01, batch_size=32, nesterov=True)
     images, labels = blobs
-    tuned = abl(fresh, images, labels, stages=(none, one, none), remove_isolated=remove)
+    tuned = abl(Inputs(fresh, images, labels), stages=(none, one, none), remove_isolated=remove)
     assert tuned.effort.images == seen
-    unlearned = abl(fresh, images, labels, stages=(none, none, Recipe(10, 0.01, nesterov=True)))
+    unlearned = abl(Inputs(fresh, images, labels), stages=(none, none, Recipe(10, 0.01, nesterov=True)))
     assert unlearned.effort.images == 20
     picked = unlearned.diagnostics["isolated"]
     before, after = (sample_losses(m, images[picked], labels[picked], NO_AUGMENT, 0) for m in (fresh, unlearned.model))
@@ -224,9 +226,9 @@ def test_abl_unlearns_with_batchnorm_followed_kept_or_counted_anew(fresh, blobs)
     """At learning rate 0 unlearning changes BatchNorm's statistics or nothing."""
     images, labels = blobs
     stages = (Recipe(0, 0.1), SHORT, Recipe(3, 0.0, batch_size=2, weight_decay=0.0))
-    tuned = abl(fresh, images, labels, stages=(*stages[:2], Recipe(0, 0.1)))
+    tuned = abl(Inputs(fresh, images, labels), stages=(*stages[:2], Recipe(0, 0.1)))
     kinds = ("reference", "frozen", "recounted")
-    unlearned = {kind: abl(fresh, images, labels, stages=stages, batchnorm=kind).model for kind in kinds}
+    unlearned = {kind: abl(Inputs(fresh, images, labels), stages=stages, batchnorm=kind).model for kind in kinds}
     by_hand = copy.deepcopy(unlearned["reference"])
     recount_batchnorm(by_hand, images[[i for i in range(len(images)) if i not in tuned.diagnostics["isolated"]]])
     means = {kind: model[0][1].running_mean for kind, model in unlearned.items()}
@@ -239,6 +241,6 @@ def test_abl_unlearns_with_batchnorm_followed_kept_or_counted_anew(fresh, blobs)
 
 def test_abl_moves_the_weights_with_frozen_statistics_too(fresh, blobs):
     stages = (Recipe(0, 0.1), SHORT, Recipe(3, 0.01, batch_size=2))
-    frozen = abl(fresh, *blobs, stages=stages, batchnorm="frozen").model
-    tuned = abl(fresh, *blobs, stages=(*stages[:2], Recipe(0, 0.1))).model
+    frozen = abl(Inputs(fresh, *blobs), stages=stages, batchnorm="frozen").model
+    tuned = abl(Inputs(fresh, *blobs), stages=(*stages[:2], Recipe(0, 0.1))).model
     assert not torch.equal(frozen[3].weight, tuned[3].weight)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.lab.defenses import Inputs
 from purifier_core.lab.defenses.ft_sam import ft_sam, smooth
 from purifier_core.lab.defenses.i_bau import hypergradient, i_bau
 from purifier_core.lab.defenses.npd import attack, npd, second
@@ -26,7 +27,7 @@ def small() -> nn.Module:
 def test_ft_sam_steps_by_the_gradient_uphill(blobs):
     images, labels = blobs
     given = small()
-    tuned = ft_sam(given, images, labels, recipe=STEP, augment=NO_AUGMENT).model
+    tuned = ft_sam(Inputs(given, images, labels, NO_AUGMENT), STEP).model
 
     def slopes_at(network: nn.Module) -> list[torch.Tensor]:
         return list(torch.autograd.grad(smooth(network(images / 255), labels, 0.1), list(network.parameters())))
@@ -74,7 +75,7 @@ def test_i_bau_by_hand(blobs):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     recipe = Recipe(1, 0.01, batch_size=12)
-    done = i_bau(model, images, labels, recipe=recipe, seed=3)
+    done = i_bau(Inputs(model, images, labels, seed=3), recipe)
     x = images / 255
     weight, bias = (p.detach().clone() for p in model.parameters())
 
@@ -125,7 +126,7 @@ def test_npds_loss_by_hand(blobs):
     images, labels = blobs
     given = small().eval()
     still = Recipe(0, 0.0)
-    done = npd(given, images, labels, block="0", stages=(still, STEP))
+    done = npd(Inputs(given, images, labels), block="0", stages=(still, STEP))
     assert done.diagnostics == {"place": "0.0"}
     polarizer = done.model[0][0][0]
 
@@ -151,6 +152,6 @@ def test_npds_loss_by_hand(blobs):
 def test_npd_sits_in_front_of_the_last_blocks_convolution(blobs):
     images, labels = blobs
     model = ResNet18(3, 1 / 16)
-    done = npd(model, images, labels, block=model.last_conv, stages=(Recipe(1, 0.0), Recipe(0, 0.0)))
+    done = npd(Inputs(model, images, labels), block=model.last_conv, stages=(Recipe(1, 0.0), Recipe(0, 0.0)))
     assert done.diagnostics == {"place": "stage4.1.conv1"}
     assert done.model.get_submodule("stage4.1.conv1.0")[0].weight.shape == (32, 32, 1, 1)

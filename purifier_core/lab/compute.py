@@ -145,17 +145,17 @@ class Work:
         else:
             images, labels = clean_images(self.split, cell)
         given = Given(
-            cell,
-            self.profile,
             self.blank(cell) if method.begins == "fresh" else self.backdoored(cell.backdoored())[0],
             images,
             labels,
-            poisoned,
-            (self.split.test_images, self.split.test_labels),
             augmentation(cell),
             derive(cell.seed, "defense"),
-            tuned,
             watch,
+            cell=cell,
+            profile=self.profile,
+            poisoned=poisoned,
+            test=(self.split.test_images, self.split.test_labels),
+            tuned=tuned,
         )
         return resolve_name(method.function)(given)
 

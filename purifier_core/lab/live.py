@@ -113,9 +113,9 @@ def _repaired(backdoored: zoo.Backdoored, repair: str, work: Work) -> tuple[Wrap
     size = round(SHARE * DATASETS[known["dataset"]].train)
     cell = Cell(**known, defense=defense, clean_size=size, switches=switches)
     images, labels = clean_images(work.split, cell)
+    start = (backdoored.model, images, labels, augmentation(cell), derive(cell.seed, "defense"))
     test = work.split.test_images, work.split.test_labels
-    seed = derive(cell.seed, "defense")
-    given = Given(cell, work.profile, backdoored.model, images, labels, 0, test, augmentation(cell), seed)
+    given = Given(*start, cell=cell, profile=work.profile, poisoned=0, test=test)
     network = (bounds if repair == "bounds" else purify).defend(given).model
     assert isinstance(network, Wrapped)
     return network, cell

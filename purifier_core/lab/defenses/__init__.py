@@ -1,10 +1,9 @@
 """The methods, one file each, with one shape: a model and data in, a `Defended` out; `defend` is its cell in the lab.
 
-Every function takes (model, images, labels) with uint8 images (N, 3, H, W) and labels (N,) on the model's
-device, leaves the given model alone, and takes its randomness from `seed` alone.
+Every function takes `Inputs`, leaves the given model alone, and takes its randomness from the seed alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from purifier_core.lab.cells import Cell
 from purifier_core.lab.draws import adapt
 from purifier_core.lab.profiles import Profile
 from purifier_core.recipes import Recipe
-from purifier_core.training import Augment, Effort, Watch
+from purifier_core.training import Augment, Effort, Watch, fit
 
 
 @dataclass
@@ -33,36 +32,58 @@ class Defended:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a cell's method is given.
+class Inputs:
+    """What every method takes.
 
-    images (N, 3, 32, 32) and labels (N,) are what METHODS says: clean ones, or the poisoned training set, whose first
-    `poisoned` are the stamped copies. `model` is the network that the method begins with, and `tuned` the result of
-    Finetuning for those that begin with it. `test` is the test set, for the one switch that chooses by it.
+    model: the network that the method begins with. images (N, 3, H, W), uint8, and labels (N,), on its device. augment:
+    how the method augments them, if it does. watch: sees the network between the epochs.
     """
 
-    cell: Cell
-    profile: Profile
     model: nn.Module
     images: torch.Tensor
     labels: torch.Tensor
-    poisoned: int
-    test: tuple[torch.Tensor, torch.Tensor]
-    augment: Augment
-    seed: int
-    tuned: Defended | None = None
+    augment: Augment = Augment()
+    seed: int = 0
     watch: Watch | None = None
+
+    def __getitem__(self, kept: slice | torch.Tensor) -> "Inputs":
+        return replace(self, images=self.images[kept], labels=self.labels[kept])
 
     @property
     def data(self) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-        """The model, the images and the labels: what every method takes first."""
+        """The model, the images and the labels."""
         return self.model, self.images, self.labels
 
     @property
     def options(self) -> dict[str, Any]:
-        """What every method that trains takes, and the constants of this one."""
-        constants = self.profile.constants.of(self.cell.defense)
-        return {"augment": self.augment, "seed": self.seed, "watch": self.watch} | constants
+        """What a training takes beside them."""
+        return {"augment": self.augment, "seed": self.seed, "watch": self.watch}
+
+    def fit(self, network: nn.Module, recipe: Recipe, **changes: Any) -> Effort:
+        """Train `network` in place on the images. changes: options of `training.fit`, further ones or in place of
+        these."""
+        return fit(network, self.images, self.labels, recipe, **self.options | changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(Inputs):
+    """What a cell's method is given.
+
+    The images and labels are what METHODS says: clean ones, or the poisoned training set, whose first `poisoned` are
+    the stamped copies. `tuned` is the result of Finetuning for a method that begins with it. `test` is the test set,
+    for the one switch that chooses by it.
+    """
+
+    cell: Cell
+    profile: Profile
+    poisoned: int
+    test: tuple[torch.Tensor, torch.Tensor]
+    tuned: Defended | None = None
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The profile's constants of the method."""
+        return self.profile.constants.of(self.cell.defense)
 
     @property
     def sites(self) -> Any:

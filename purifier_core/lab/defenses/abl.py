@@ -24,10 +24,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.lab.defenses import Defended, Given, recount_batchnorm
+from purifier_core.lab.defenses import Defended, Given, Inputs, recount_batchnorm
 from purifier_core.lab.profiles import ABL, Constants
 from purifier_core.recipes import Recipe
-from purifier_core.training import NO_AUGMENT, Augment, Augmented, Effort, Watch, cross_entropy, fit
+from purifier_core.training import NO_AUGMENT, Augment, Augmented, Effort, cross_entropy
 
 
 def local_gradient_ascent(
@@ -44,21 +44,16 @@ def ascent(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def abl(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    inputs: Inputs,
     *,
     stages: tuple[Recipe, Recipe, Recipe] = ABL,
     remove_isolated: bool = True,
     score_augmented: bool = False,
     batchnorm: str = "reference",
-    augment: Augment = Augment(),
-    seed: int = 0,
     gamma: float = Constants.abl_gamma,
     isolated_share: float = Constants.abl_isolated_share,
-    watch: Watch | None = None,
 ) -> Defended:
-    """Train a copy of the fresh `model` on the poisoned `images` and `labels`: isolate, finetune, unlearn.
+    """Train a copy of the fresh model on the poisoned images: isolate, finetune, unlearn.
 
     The isolated images are the `isolated_share` of lowest cross-entropy after the first stage, scored in eval mode;
     their indices are in the diagnostics. Augmentation acts in finetuning alone. remove_isolated=False finetunes on
@@ -67,22 +62,21 @@ def abl(
     "frozen": they stay, and the network unlearns in eval mode; "recounted": they follow, and afterwards are counted
     anew over the images that were not isolated.
     """
-    model = copy.deepcopy(model).train()
-    elsewhere = augment if score_augmented else NO_AUGMENT
+    model, images = copy.deepcopy(inputs.model).train(), inputs.images
+    elsewhere = inputs.augment if score_augmented else NO_AUGMENT
 
     def train(stage: int, chosen: torch.Tensor | slice, **options: Any) -> Effort:
-        recipe = stages[stage]
-        return fit(model, images[chosen], labels[chosen], recipe, seed=seed + stage, watch=watch, **options)
+        return inputs[chosen].fit(model, stages[stage], seed=inputs.seed + stage, **options)
 
     ascend = partial(local_gradient_ascent, gamma=gamma)
     effort = train(0, slice(None), augment=elsewhere, loss=ascend, title="ABL isolation")
-    scores = sample_losses(model, images, labels, elsewhere, seed)
+    scores = sample_losses(model, images, inputs.labels, elsewhere, inputs.seed)
     order = scores.argsort(stable=True)
     count = max(2, round(isolated_share * len(images)))
     isolated, others = order[:count], order[count:].sort().values
     rest = others if remove_isolated else order.sort().values
     model.train()
-    effort += train(1, rest, augment=augment, title="ABL finetuning")
+    effort += train(1, rest, title="ABL finetuning")
     model.train(batchnorm != "frozen")
     effort += train(2, isolated, augment=elsewhere, loss=ascent, title="ABL unlearning")
     if batchnorm == "recounted":
@@ -105,12 +99,12 @@ def defend(given: Given) -> Defended:
     """ABL in the lab. What was isolated is told by number, and how much of it bears the trigger."""
     isolate, tune, unlearn = (given.adapted(stage) for stage in given.profile.abl)
     defended = abl(
-        *given.data,
+        given,
         stages=(isolate, tune, unlearn),
         remove_isolated=given.cell.switch("abl_remove_isolated") == "yes",
         score_augmented=given.cell.switch("abl_score_aug") == "yes",
         batchnorm=given.cell.switch("abl_bn"),
-        **given.options,
+        **given.constants,
     )
     isolated = defended.diagnostics["isolated"]
     stamped = sum(index < given.poisoned for index in isolated)

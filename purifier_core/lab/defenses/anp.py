@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from purifier_core.evaluation import accuracy, held_out
-from purifier_core.lab.defenses import Defended, Given
+from purifier_core.lab.defenses import Defended, Given, Inputs
 from purifier_core.lab.draws import rounded
 from purifier_core.lab.profiles import ANP_MASKS, ANP_STEPS, Constants
 from purifier_core.recipes import Recipe
-from purifier_core.training import Augment, Watch, fit
 
 TAUS = tuple(round(0.05 * k, 2) for k in range(20))
 WATCHED = 10
@@ -27,18 +26,13 @@ WATCHED = 10
 
 
 def anp(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    inputs: Inputs,
     *,
     recipe: Recipe = ANP_MASKS,
     steps: int = ANP_STEPS,
-    augment: Augment = Augment(),
-    seed: int = 0,
     alpha: float = Constants.anp_alpha,
     epsilon: float = Constants.anp_epsilon,
     max_drop: float = Constants.anp_max_drop,
-    watch: Watch | None = None,
 ) -> Defended:
     """Train the masks for `steps` batches and prune at the largest tau of TAUS that held-out accuracy allows.
 
@@ -46,7 +40,8 @@ def anp(
     `max_drop` of the given model's. The sweep holds the model pruned at every tau. Where no tau does, the result is the
     given model itself, and the diagnostics say `admissible: False`: ANP found no operating point, it did not repair.
     """
-    work, chosen = held_out(len(images))
+    model = inputs.model
+    work, chosen = map(inputs.__getitem__, held_out(len(inputs.images)))
     network = copy.deepcopy(model).train()
     layers = {n: m for n, m in network.named_modules() if isinstance(m, _BatchNorm)}
     if not layers:
@@ -54,7 +49,7 @@ def anp(
     scale = {n: m.weight.detach().clone() for n, m in layers.items()}
     shift = {n: m.bias.detach().clone() for n, m in layers.items()}
     masks = {n: nn.Parameter(torch.ones_like(s)) for n, s in scale.items()}
-    draws = torch.Generator().manual_seed(seed)
+    draws = torch.Generator().manual_seed(inputs.seed)
 
     def noise(like: torch.Tensor) -> torch.Tensor:
         drawn = torch.rand(like.shape, generator=draws) * 2 * epsilon - epsilon
@@ -82,7 +77,7 @@ def anp(
             for mask in masks.values():
                 mask.clamp_(0.0, 1.0)
 
-    full = accuracy(model, images[chosen], labels[chosen])
+    full = accuracy(model, chosen.images, chosen.labels)
 
     def choose() -> tuple[str | None, dict[str, nn.Module], dict[str, float]]:
         """The chosen tau, the pruned network and its held-out accuracy at every tau. Equal networks are one object."""
@@ -93,34 +88,30 @@ def anp(
             label, count = f"{tau:.2f}", sum(int((mask <= tau).sum()) for mask in masks.values())
             alike = counts.setdefault(count, label)
             sweep[label] = sweep[alike] if alike in sweep else prune(model, masks, tau)
-            kept[label] = kept[alike] if alike in kept else accuracy(sweep[label], images[chosen], labels[chosen])
+            kept[label] = kept[alike] if alike in kept else accuracy(sweep[label], chosen.images, chosen.labels)
         return (
             max((tau for tau, value in kept.items() if value >= full - max_drop), key=float, default=None),
             sweep,
             kept,
         )
 
-    every = max(1, round(steps * recipe.batch_size / len(images[work]) / WATCHED))
+    every = max(1, round(steps * recipe.batch_size / len(work.images) / WATCHED))
 
     def look(_: nn.Module, epoch: int) -> None:
-        if watch is not None and epoch % every == 0:
+        if inputs.watch is not None and epoch % every == 0:
             tau, points = choose()[:2]
-            watch(points[tau] if tau else model, epoch)
+            inputs.watch(points[tau] if tau else model, epoch)
 
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    effort = fit(
+    effort = work.fit(
         network,
-        images[work],
-        labels[work],
         recipe,
-        seed=seed,
-        augment=augment,
         loss=loss,
         parameters=masks.values(),
         carried=[draws],
         after_step=clamp,
-        watch=look if watch else None,
+        watch=look if inputs.watch else None,
         steps=steps,
         title="ANP masks",
     )
@@ -151,4 +142,4 @@ def defend(given: Given) -> Defended:
     steps = given.profile.anp_steps if asked == "profile" else int(asked)
     masks = given.profile.anp_masks(given.cell.dataset)
     recipe = replace(masks, bf16=rounded(given.cell, given.images.device))
-    return anp(*given.data, recipe=recipe, steps=steps, **given.options)
+    return anp(given, recipe=recipe, steps=steps, **given.constants)

@@ -12,10 +12,9 @@ from torch import nn
 
 from purifier_core.checks import one_of
 from purifier_core.evaluation import accuracy, held_out, to_float
-from purifier_core.lab.defenses import Defended, Given
+from purifier_core.lab.defenses import Defended, Given, Inputs
 from purifier_core.lab.profiles import FINE_PRUNING, Constants
 from purifier_core.recipes import Recipe
-from purifier_core.training import Augment, Watch, fit
 
 FIXED_SHARE = 417 / 512
 """The release's VGG always stops at 417 of 512 channels."""
@@ -38,18 +37,13 @@ class ChannelMask(nn.Module):
 
 
 def fine_pruning(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    inputs: Inputs,
     *,
     site: str,
     recipe: Recipe = FINE_PRUNING,
     select: str = "held-out",
     test: tuple[torch.Tensor, torch.Tensor] | None = None,
-    augment: Augment = Augment(),
-    seed: int = 0,
     max_drop: float = Constants.fine_pruning_max_drop,
-    watch: Watch | None = None,
 ) -> Defended:
     """Prune the output channels of the submodule `site` in ascending order of mean clean activation, then finetune.
 
@@ -58,9 +52,9 @@ def fine_pruning(
     RELEASED_ACCURACY on `test` (images, labels), as released; "fixed" takes FIXED_SHARE.
     """
     one_of("select", select, ("held-out", "test", "fixed"))
-    model = copy.deepcopy(model).eval()
-    work, chosen = held_out(len(images))
-    activation = mean_activation(model, site, images[work])
+    model = copy.deepcopy(inputs.model).eval()
+    work, chosen = map(inputs.__getitem__, held_out(len(inputs.images)))
+    activation = mean_activation(model, site, work.images)
     order = activation.argsort()
     parent, _, child = site.rpartition(".")
     gate = ChannelMask(torch.ones_like(activation))
@@ -76,18 +70,17 @@ def fine_pruning(
     curve: list[list[float]] = []
     if select == "held-out":
         # every count is tried, since accuracy need not fall steadily
-        x, y = images[chosen], labels[chosen]
-        full = accuracy_at(0, x, y)
-        curve = [[n, accuracy_at(n, x, y)] for n in range(1, last + 1)]
+        full = accuracy_at(0, chosen.images, chosen.labels)
+        curve = [[n, accuracy_at(n, chosen.images, chosen.labels)] for n in range(1, last + 1)]
         count = int(max((n for n, acc in curve if acc >= full - max_drop), default=0))
     elif select == "test":
         if test is None:
             raise ValueError("select='test' needs test=(images, labels)")
         while count < last and accuracy_at(count, *test) > RELEASED_ACCURACY:
             count += 1
-    accuracy_at(count, images[chosen], labels[chosen])
+    accuracy_at(count, chosen.images, chosen.labels)
     model.train()
-    effort = fit(model, images, labels, recipe, seed=seed, augment=augment, watch=watch, title="fine-pruning")
+    effort = inputs.fit(model, recipe, title="fine-pruning")
     notes = {"pruned": count, "channels": len(order), "held_out_curve": curve}
     return Defended(model, effort, notes)
 
@@ -108,10 +101,10 @@ def mean_activation(model: nn.Module, site: str, images: torch.Tensor, batch_siz
 def defend(given: Given) -> Defended:
     """Fine-pruning in the lab."""
     return fine_pruning(
-        *given.data,
+        given,
         site=given.sites.last_conv,
         recipe=given.adapted(given.profile.fine_pruning),
         select=given.cell.switch("fp_select"),
         test=given.test,
-        **given.options,
+        **given.constants,
     )

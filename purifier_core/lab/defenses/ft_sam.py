@@ -16,26 +16,19 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from purifier_core.lab.adaptive import batch_statistics_alone
-from purifier_core.lab.defenses import Defended, Given
+from purifier_core.lab.defenses import Defended, Given, Inputs
 from purifier_core.lab.profiles import FT_SAM, Constants
 from purifier_core.recipes import Recipe
-from purifier_core.training import Augment, Watch, fit
 
 
 def ft_sam(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
+    inputs: Inputs,
     recipe: Recipe = FT_SAM,
-    augment: Augment = Augment(),
-    seed: int = 0,
     rho: float = Constants.ft_sam_rho,
     smoothing: float = Constants.ft_sam_smoothing,
-    watch: Watch | None = None,
 ) -> Defended:
-    """Finetune a copy of `model` so; the last epoch is the result. BatchNorm counts the first pass alone."""
-    tuned = copy.deepcopy(model).train()
+    """Finetune a copy of the model so; the last epoch is the result. BatchNorm counts the first pass alone."""
+    tuned = copy.deepcopy(inputs.model).train()
 
     def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         weights = dict(network.named_parameters())
@@ -44,7 +37,7 @@ def ft_sam(
         with batch_statistics_alone(network):
             return smooth(functional_call(network, moved, (x,)), y, smoothing)
 
-    effort = fit(tuned, images, labels, recipe, seed=seed, augment=augment, loss=loss, watch=watch, title="FT-SAM")
+    effort = inputs.fit(tuned, recipe, loss=loss, title="FT-SAM")
     return Defended(tuned, effort)
 
 
@@ -68,4 +61,4 @@ def smooth(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torc
 
 def defend(given: Given) -> Defended:
     """FT-SAM in the lab."""
-    return ft_sam(*given.data, recipe=given.adapted(given.profile.ft_sam), **given.options)
+    return ft_sam(given, given.adapted(given.profile.ft_sam), **given.constants)

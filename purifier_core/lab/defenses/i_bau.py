@@ -21,35 +21,32 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.evaluation import to_float
-from purifier_core.lab.defenses import Defended, Given
+from purifier_core.lab.defenses import Defended, Given, Inputs
 from purifier_core.lab.profiles import I_BAU, Constants
 from purifier_core.recipes import Recipe
-from purifier_core.training import Effort, Watch
+from purifier_core.training import Effort
 
 Inner = Callable[[torch.Tensor], torch.Tensor]
 """From a perturbation to a loss."""
 
 
 def i_bau(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
+    inputs: Inputs,
     recipe: Recipe = I_BAU,
-    seed: int = 0,
+    *,
     step: float = Constants.i_bau_step,
     penalty: float = Constants.i_bau_penalty,
     inner_step: float = Constants.i_bau_inner_step,
     iterations: int = Constants.i_bau_iterations,
     portion: float = Constants.i_bau_portion,
-    watch: Watch | None = None,
 ) -> Defended:
-    """Unlearn for `recipe.epochs` rounds on a copy of `model`; the last round is the result."""
+    """Unlearn for `recipe.epochs` rounds on a copy of the model; the last round is the result."""
     started = time.perf_counter()
-    network = copy.deepcopy(model).eval()
+    images, labels = inputs.images, inputs.labels
+    network = copy.deepcopy(inputs.model).eval()
     weights = list(network.parameters())
     outer = torch.optim.Adam(weights, lr=recipe.lr)
-    draws = torch.Generator().manual_seed(seed)
+    draws = torch.Generator().manual_seed(inputs.seed)
     batches = list(zip(images.split(recipe.batch_size), labels.split(recipe.batch_size), strict=True))
     losses = []
 
@@ -72,8 +69,8 @@ def i_bau(
             outer.step()
             total += float(loss.detach()) * len(x)
         losses.append(round(total / len(images), 6))
-        if watch is not None:
-            watch(network, round_ + 1)
+        if inputs.watch is not None:
+            inputs.watch(network, round_ + 1)
     seen = 2 * recipe.epochs * len(images)
     effort = Effort(float(recipe.epochs), seen, time.perf_counter() - started, losses)
     return Defended(
@@ -123,5 +120,4 @@ def hypergradient(
 
 def defend(given: Given) -> Defended:
     """I-BAU in the lab."""
-    options = {name: value for name, value in given.options.items() if name != "augment"}
-    return i_bau(*given.data, recipe=given.profile.i_bau, **options)
+    return i_bau(given, given.profile.i_bau, **given.constants)

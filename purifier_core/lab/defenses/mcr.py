@@ -13,11 +13,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from purifier_core.lab.defenses import Defended, Given, recount_batchnorm
+from purifier_core.lab.defenses import Defended, Given, Inputs, recount_batchnorm
 from purifier_core.lab.defenses.finetuning import finetuning
 from purifier_core.lab.profiles import FINETUNING, MCR, Constants
 from purifier_core.recipes import Recipe
-from purifier_core.training import Augment, Watch, fit
 
 
 def curve_point(w0: torch.Tensor, theta: torch.Tensor, w1: torch.Tensor, t: float) -> torch.Tensor:
@@ -26,30 +25,25 @@ def curve_point(w0: torch.Tensor, theta: torch.Tensor, w1: torch.Tensor, t: floa
 
 
 def mcr(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    inputs: Inputs,
     *,
     recipe: Recipe = MCR,
     endpoint_recipe: Recipe = FINETUNING,
     t: float = Constants.mcr_t,
-    augment: Augment = Augment(),
-    seed: int = 0,
     tuned: Defended | None = None,
-    watch: Watch | None = None,
 ) -> Defended:
     """Train the curve on the clean set and return the model at `t`; the sweep holds t = 0, 0.1, ..., 1.
 
     One t ~ U(0, 1) is drawn for each batch; the weight decay of `recipe` is a penalty on phi(t). BatchNorm
     statistics are not interpolated: at each t they are counted anew over the clean set. tuned: the endpoint, where
-    `finetuning` with `endpoint_recipe`, `augment` and `seed` was already run.
+    `finetuning` with `endpoint_recipe` was already run.
     """
-    endpoint = tuned or finetuning(model, images, labels, recipe=endpoint_recipe, augment=augment, seed=seed)
-    start = {n: p.detach() for n, p in model.named_parameters()}
+    endpoint = tuned or finetuning(replace(inputs, watch=None), endpoint_recipe)
+    start = {n: p.detach() for n, p in inputs.model.named_parameters()}
     end = {n: p.detach() for n, p in endpoint.model.named_parameters()}
     theta = {n: nn.Parameter((start[n] + end[n]) / 2) for n in start}
-    draws = torch.Generator().manual_seed(seed)
-    base = copy.deepcopy(model).train()
+    draws = torch.Generator().manual_seed(inputs.seed)
+    base = copy.deepcopy(inputs.model).train()
 
     def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         drawn = float(torch.rand((), generator=draws))
@@ -58,29 +52,26 @@ def mcr(
         return F.cross_entropy(functional_call(network, phi, (x,)), y) + recipe.weight_decay / 2 * penalty
 
     def at(point: float) -> nn.Module:
-        placed = copy.deepcopy(model)
+        placed = copy.deepcopy(inputs.model)
         with torch.no_grad():
             for name, parameter in placed.named_parameters():
                 parameter.copy_(curve_point(start[name], theta[name], end[name], point))
-        recount_batchnorm(placed, images)
+        recount_batchnorm(placed, inputs.images)
         return placed
 
     def look(_: nn.Module, epoch: int) -> None:
-        if watch is not None:
-            watch(at(t), epoch)
+        if inputs.watch is not None:
+            inputs.watch(at(t), epoch)
 
     effort = copy.deepcopy(endpoint.effort)
-    effort += fit(
+    effort += inputs.fit(
         base,
-        images,
-        labels,
         replace(recipe, weight_decay=0.0),
-        seed=seed + 1,
-        augment=augment,
+        seed=inputs.seed + 1,
         loss=loss,
         parameters=theta.values(),
         carried=[draws],
-        watch=look if watch else None,
+        watch=look if inputs.watch else None,
         title="MCR curve",
     )
     sweep = {f"{k / 10:.1f}": at(k / 10) for k in range(11)}
@@ -91,4 +82,4 @@ def defend(given: Given) -> Defended:
     """MCR in the lab."""
     tune = given.adapted(given.profile.finetuning)
     recipe = given.adapted(given.profile.mcr)
-    return mcr(*given.data, recipe=recipe, endpoint_recipe=tune, tuned=given.tuned, **given.options)
+    return mcr(given, recipe=recipe, endpoint_recipe=tune, tuned=given.tuned, **given.constants)

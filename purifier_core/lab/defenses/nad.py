@@ -2,17 +2,17 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.checks import one_of
-from purifier_core.lab.defenses import Defended, Given
+from purifier_core.lab.defenses import Defended, Given, Inputs
 from purifier_core.lab.defenses.finetuning import finetuning
 from purifier_core.lab.profiles import FINETUNING, NAD_STUDENT, Constants
 from purifier_core.recipes import Recipe
-from purifier_core.training import Augment, Watch, fit
 
 
 def attention(f: torch.Tensor) -> torch.Tensor:
@@ -22,36 +22,31 @@ def attention(f: torch.Tensor) -> torch.Tensor:
 
 
 def nad(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    inputs: Inputs,
     *,
     sites: Sequence[str],
     recipe: Recipe = NAD_STUDENT,
     teacher_recipe: Recipe = FINETUNING,
     result: str = "student",
-    augment: Augment = Augment(),
-    seed: int = 0,
     beta_first: float = Constants.nad_beta_first,
     beta: float = Constants.nad_beta,
     tuned: Defended | None = None,
-    watch: Watch | None = None,
 ) -> Defended:
-    """Distil at the submodules `sites`; the student, which starts from `model`, is the result.
+    """Distil at the submodules `sites`; the student, which starts from the model, is the result.
 
     Recipes: the release's (teacher 20 epochs at 0.01; student 10 epochs at 0.1, halved every second). The maps
     of a site that is 1x1 normalise to 1 and teach nothing, hence sites before the pooling. result="teacher"
     returns the finetuned teacher, which is what the release measures. tuned: the teacher, where `finetuning` with
-    `teacher_recipe`, `augment` and `seed` was already run.
+    `teacher_recipe` was already run.
     """
     one_of("result", result, ("student", "teacher"))
-    tuned = tuned or finetuning(model, images, labels, recipe=teacher_recipe, augment=augment, seed=seed)
+    tuned = tuned or finetuning(replace(inputs, watch=None), teacher_recipe)
     if result == "teacher":
         return tuned
     teacher, effort = copy.deepcopy(tuned.model), copy.deepcopy(tuned.effort)
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
-    student = copy.deepcopy(model).train()
+    student = copy.deepcopy(inputs.model).train()
     seen: dict[nn.Module, list[torch.Tensor]] = {student: [], teacher: []}
     for network, maps in seen.items():
         for site in sites:
@@ -67,10 +62,8 @@ def nad(
             total = total + (beta if depth else beta_first) * F.mse_loss(attention(ours), attention(theirs))
         return total
 
-    effort += fit(
-        student, images, labels, recipe, seed=seed + 1, augment=augment, loss=loss, watch=watch, title="NAD student"
-    )
-    plain = copy.deepcopy(model)  # the student without its hooks
+    effort += inputs.fit(student, recipe, seed=inputs.seed + 1, loss=loss, title="NAD student")
+    plain = copy.deepcopy(inputs.model)  # the student without its hooks
     plain.load_state_dict(student.state_dict())
     return Defended(plain.eval(), effort)
 
@@ -78,11 +71,11 @@ def nad(
 def defend(given: Given) -> Defended:
     """NAD in the lab."""
     return nad(
-        *given.data,
+        given,
         sites=given.sites.attention_sites[given.cell.switch("nad_maps")],
         recipe=given.adapted(given.profile.nad),
         teacher_recipe=given.adapted(given.profile.finetuning),
         result=given.cell.switch("nad_eval"),
         tuned=given.tuned,
-        **given.options,
+        **given.constants,
     )

@@ -17,36 +17,32 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.lab.defenses import Defended, Given
+from purifier_core.lab.defenses import Defended, Given, Inputs
 from purifier_core.lab.profiles import NPD, Constants
 from purifier_core.layout import BatchNorm2d
 from purifier_core.recipes import Recipe
 from purifier_core.sites import replace
-from purifier_core.training import NO_AUGMENT, Watch, fit
+from purifier_core.training import NO_AUGMENT
 
 
 def npd(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    inputs: Inputs,
     *,
     block: str,
     stages: tuple[Recipe, Recipe] = NPD,
-    seed: int = 0,
     weight: float = Constants.npd_weight,
     radius: float = Constants.npd_radius,
     step: float = Constants.npd_step,
     steps: int = Constants.npd_steps,
-    watch: Watch | None = None,
 ) -> Defended:
-    """A copy of `model` with a polarizer in front of the first convolution in the submodule `block`."""
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    """A copy of the model with a polarizer in front of the first convolution in the submodule `block`."""
+    network = copy.deepcopy(inputs.model).eval().requires_grad_(False)
     inner = network.get_submodule(block)
     name = next(name for name, module in inner.named_modules() if isinstance(module, nn.Conv2d))
     place = f"{block}.{name}" if name else block
     first = network.get_submodule(place)
     assert isinstance(first, nn.Conv2d)
-    polarizer = Polarizer(first.in_channels).to(images.device)
+    polarizer = Polarizer(first.in_channels).to(inputs.images.device)
     replace(network, place, nn.Sequential(polarizer, first))
 
     def loss(given: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -61,9 +57,8 @@ def npd(
     warm, main = stages
     weights = list(polarizer.parameters())
     polarizer.train()
-    options = {"seed": seed, "augment": NO_AUGMENT, "parameters": weights, "watch": watch}
-    effort = fit(network, images, labels, warm, title="NPD, warm-up", **options)  # type: ignore[arg-type]
-    effort += fit(network, images, labels, main, loss=loss, title="NPD", **options)  # type: ignore[arg-type]
+    effort = inputs.fit(network, warm, augment=NO_AUGMENT, parameters=weights, title="NPD, warm-up")
+    effort += inputs.fit(network, main, augment=NO_AUGMENT, parameters=weights, loss=loss, title="NPD")
     return Defended(network.requires_grad_(True), effort, {"place": place})
 
 
@@ -106,5 +101,4 @@ def attack(
 def defend(given: Given) -> Defended:
     """NPD in the lab, in front of the last block of convolutions."""
     warm, main = (given.adapted(recipe) for recipe in given.profile.npd)
-    options = {name: value for name, value in given.options.items() if name != "augment"}
-    return npd(*given.data, block=given.sites.last_conv, stages=(warm, main), **options)
+    return npd(given, block=given.sites.last_conv, stages=(warm, main), **given.constants)
