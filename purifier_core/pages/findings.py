@@ -56,11 +56,12 @@ class Finding:
         return "; ".join(f"{group}: {_listed(places)}" for group, places in groups.items())
 
     def markdown(self) -> str:
-        """The finding as an item of a numbered list."""
+        """The finding as an item of a numbered list; where it holds is folded, and opens with a click."""
         parts = [("Holds", self.where(True)), ("Does not hold", self.where(False)), ("Not decided", self.where(None))]
-        lines = [f"1. **{self.says}** {self.number} ({self.decision.basis}.)"]
-        lines += [f"   - *{head}*: {words}." for head, words in parts if words]
-        return "\n".join(lines)
+        lines = [f"- *{head}*: {words}." for head, words in parts if words]
+        folded = ["<details><summary>Where it holds, and where not</summary>", "", *lines, "", "</details>"]
+        text = "\n".join(f"   {line}" if line else "" for line in folded) if lines else ""
+        return f"1. **{self.says}** {self.number} ({self.decision.basis}.)\n\n{text}\n"
 
 
 def _listed(places: Iterable[Place]) -> str:
