@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browsing import book, browser  # noqa: F401 - fixtures for all
+from browsing import book, browser, firefox, served  # noqa: F401 - fixtures for all
 
 from purifier_core.lab.data import Split, load
 

@@ -105,7 +105,7 @@
     const draw = button({ onclick: () => (drawing ? change({ picture: 0 }, leave()) : begin()) }, "Draw your own");
     const quarters = QUARTERS.map((name, i) => button({ "aria-label": `${name} quarter of the trigger`, title: name,
       onclick: () => change({ quarters: state.quarters.map((on, k) => (k === i ? 1 - on : on)) }) }));
-    const opacityShown = make("output");
+    const opacityShown = make("span"); // no output: that would be the label's control, and spoken at each step
     const opacity = make("input", { type: "range", min: 0, max: 100, step: 1,
       oninput: () => change({ opacity: Number(opacity.value) }) });
     const back = button({ onclick: () => change({ rows: 0, columns: 0 }) }, "Put it back");
