@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from made import record
 
 from purifier_core.checks import ConfigError
 from purifier_core.lab.cells import SWITCHES
@@ -17,9 +18,8 @@ TEACHER = Change("nad_eval", "teacher", "nad")
 STEPS = Change("anp_steps", "16", "anp")
 
 
-def record(change: Change, column: Column, seed: int, acc: float, asr: float) -> Record:
-    cell = GRID.cell(column, change, seed, "small")
-    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, acc, asr)
+def at(change: Change, column: Column, seed: int, acc: float, asr: float) -> Record:
+    return record(GRID.cell(column, change, seed, "small"), acc, asr)
 
 
 def results(*records: Record) -> Results:
@@ -39,9 +39,9 @@ def test_every_released_behaviour_is_among_them():
 
 
 def test_differences_are_paired_by_seed():
-    mine = [record(TEACHER, WITHOUT, s, 0.9, a) for s, a in enumerate((0.1, 0.3, 0.5, 0.9))]
-    mine += [record(TEACHER, WITH, s, 0.9, a) for s, a in enumerate((0.3, 0.5, 0.7))]  # the last seed has no pair
-    mine += [record(STEPS, WITHOUT, 0, 0.95, 0.2), record(STEPS, WITH, 0, 0.955, 0.2)]
+    mine = [at(TEACHER, WITHOUT, s, 0.9, a) for s, a in enumerate((0.1, 0.3, 0.5, 0.9))]
+    mine += [at(TEACHER, WITH, s, 0.9, a) for s, a in enumerate((0.3, 0.5, 0.7))]  # the last seed has no pair
+    mine += [at(STEPS, WITHOUT, 0, 0.95, 0.2), at(STEPS, WITH, 0, 0.955, 0.2)]
     found = ablation.effects(results(*mine))
     assert found[TEACHER, "asr"].mean == pytest.approx(20)
     assert found[TEACHER, "asr"].values == pytest.approx((20, 20, 20))
@@ -58,8 +58,8 @@ def test_differences_are_paired_by_seed():
 
 
 def test_seeds_that_disagree_decide_nothing():
-    mine = [record(STEPS, WITHOUT, s, 0.9, 0.1) for s in range(3)]
-    mine += [record(STEPS, WITH, s, 0.9, asr) for s, asr in enumerate((0.1, 0.5, 0.6))]  # +0, +40 and +50 points
+    mine = [at(STEPS, WITHOUT, s, 0.9, 0.1) for s in range(3)]
+    mine += [at(STEPS, WITH, s, 0.9, asr) for s, asr in enumerate((0.1, 0.5, 0.6))]  # +0, +40 and +50 points
     found = ablation.effects(results(*mine))
     assert found[STEPS, "asr"].mean == pytest.approx(30)
     assert ablation.verdict(found[STEPS, "asr"]) == "not decided: the seeds disagree"
@@ -70,8 +70,8 @@ def test_seeds_that_disagree_decide_nothing():
 
 
 def test_the_forest_plot_has_a_dot_for_each_seed_and_a_hollow_one_for_one_run():
-    mine = [record(STEPS, WITHOUT, s, 0.9, 0.1) for s in range(3)]
-    mine += [record(STEPS, WITH, s, 0.9, asr) for s, asr in enumerate((0.2, 0.5, 0.6))]
+    mine = [at(STEPS, WITHOUT, s, 0.9, 0.1) for s in range(3)]
+    mine += [at(STEPS, WITH, s, 0.9, asr) for s, asr in enumerate((0.2, 0.5, 0.6))]
     for count, hollow in ((3, False), (1, True)):
         picture = ablation.figure(results(*[r for r in mine if r.cell.seed < count]))
         (dots,) = picture.axes[1].collections
@@ -81,7 +81,7 @@ def test_the_forest_plot_has_a_dot_for_each_seed_and_a_hollow_one_for_one_run():
 
 def test_another_choice_of_threshold_is_read_off_the_sweep():
     sweep = {"0.10": {"acc": 0.99, "asr": 1.0}, "0.20": {"acc": 0.95, "asr": 0.1}, "0.90": {"acc": 0.1, "asr": 0.0}}
-    chosen = replace(record(STEPS, WITHOUT, 0, 0.99, 1.0), diagnostics={"sweep": sweep})
+    chosen = replace(at(STEPS, WITHOUT, 0, 0.99, 1.0), diagnostics={"sweep": sweep})
     found = ablation.effects(results(chosen))
     assert found[ablation.ANP_POINT, "acc"].mean == pytest.approx(-4)
     assert found[ablation.ANP_POINT, "asr"].mean == pytest.approx(-90)
@@ -90,7 +90,7 @@ def test_another_choice_of_threshold_is_read_off_the_sweep():
 
 def test_the_learning_rates_stand_side_by_side():
     change = Change("purifier_lr", "older", "cube")
-    mine = [record(change, WITHOUT, s, 0.7, 0.1) for s in (0, 1)] + [record(change, WITH, 0, 0.6, 0.9)]
+    mine = [at(change, WITHOUT, s, 0.7, 0.1) for s in (0, 1)] + [at(change, WITH, 0, 0.6, 0.9)]
     table = ablation.rates(results(*mine))
     assert list(table.index) == ["Channel", "Cube", "Feature"]
     assert list(table.loc["Cube"]) == ["70.0 (70.0 to 70.0) / 10.0 (10.0 to 10.0)", "60.0 (one run) / 90.0 (one run)"]
@@ -98,7 +98,7 @@ def test_the_learning_rates_stand_side_by_side():
 
 
 def test_the_forest_plot_is_drawn_with_and_without_records(tmp_path):
-    for mine in ([], [record(STEPS, WITHOUT, 0, 0.9, 0.1), record(STEPS, WITH, 0, 0.9, 0.5)]):
+    for mine in ([], [at(STEPS, WITHOUT, 0, 0.9, 0.1), at(STEPS, WITH, 0, 0.9, 0.5)]):
         ablation.figure(results(*mine)).savefig(tmp_path / "figure.png", dpi=40)
 
 
@@ -109,9 +109,7 @@ def test_an_unknown_switch_is_named():
 
 def test_abls_treatments_of_batchnorm_stand_below_each_other():
     frozen, recounted = (Change("abl_bn", value, "abl") for value in ("frozen", "recounted"))
-    found = results(
-        record(frozen, WITHOUT, 0, 0.6, 0.0), record(frozen, WITH, 0, 0.99, 1.0), record(recounted, WITH, 0, 0.8, 0.01)
-    )
+    found = results(at(frozen, WITHOUT, 0, 0.6, 0.0), at(frozen, WITH, 0, 0.99, 1.0), at(recounted, WITH, 0, 0.8, 0.01))
     shown = ablation.batchnorm(found)
     assert list(shown.index) == ["reference", "frozen", "recounted"]
     assert list(shown.ASR) == ["0.0 (one run)", "100.0 (one run)", "1.0 (one run)"]

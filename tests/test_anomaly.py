@@ -1,6 +1,7 @@
 """The numbers beside Figures 10 to 12, by hand."""
 
 import pytest
+from made import record
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12
@@ -18,11 +19,9 @@ LAYER = {
 }
 
 
-def record(defense: str = "none", seed: int = 0, attack: str = "trojan", **switches: str) -> Record:
+def probed(defense: str = "none", seed: int = 0, attack: str = "trojan", **switches: str) -> Record:
     cell = Cell("cifar10", "resnet18", attack, 0.1, defense, 2500, seed, "small", tuple(switches.items()))
-    return Record(
-        cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, 0.8, 0.9, diagnostics={"activations": LAYER}
-    )
+    return record(cell, 0.8, 0.9, diagnostics={"activations": LAYER})
 
 
 def test_channels_lit_beyond_every_class():
@@ -59,14 +58,14 @@ def test_the_papers_maps():
 
 
 def test_tables_have_a_line_for_each_network():
-    both = [record(), record("feature", init="full")]
+    both = [probed(), probed("feature", init="full")]
     table = anomaly.table(Results(Figure12(profile="small", init="full"), "small", "", both))
     assert list(table.index) == ["No Defense", "Feature (full)"]
     assert table.loc["No Defense", "their share of the magnitude, triggered, %"] == "62.5 (one run)"
-    twice = [record(), record(seed=1)]
+    twice = [probed(), probed(seed=1)]
     table = anomaly.table(Results(Figure10(profile="small", seeds="0,1"), "small", "", twice))
     assert table.loc["No Defense", "ASR, %"] == "90.0 (90.0 to 90.0)"
-    table = anomaly.table(Results(Figure11(profile="small"), "small", "", [record(attack="badnets")]))
+    table = anomaly.table(Results(Figure11(profile="small"), "small", "", [probed(attack="badnets")]))
     assert list(table.index) == ["published", "ours"]
     assert table.loc["ours", "triggered / clean"] == "2.00 (one run)"
 
@@ -74,7 +73,7 @@ def test_tables_have_a_line_for_each_network():
 @pytest.mark.parametrize("kind", [Figure10, Figure11, Figure12])
 def test_figures_are_drawn_with_and_without_records(kind, tmp_path):
     attack = kind().attack
-    for mine in ([], [record(attack=attack), record("feature", attack=attack)]):
+    for mine in ([], [probed(attack=attack), probed("feature", attack=attack)]):
         results = Results(kind(profile="small"), "small", "as asked", mine)
         assert anomaly.reading(results)
         path = tmp_path / "figure.png"

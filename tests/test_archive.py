@@ -4,27 +4,24 @@ import io
 import json
 import tarfile
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from made import record
 
 from purifier_core import cli
 from purifier_core.lab import records
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.records import Record, Store
 
-
-def record(**changes) -> Record:
-    cell = changes.pop("cell", Cell(profile="paper"))
-    data = {"fingerprint": "0123456789abcdef", "copy": "MNIST"}
-    return replace(Record(cell, cell.key(), data, 0.99, 1.0, 10_000, 9_108, {"seconds": 1.0}), **changes)
+CELL = Cell(profile="paper")
 
 
 FULL = [
-    record(),
-    record(cell=Cell(defense="feature", clean_size=3000, profile="paper", switches=(("init", "random"),)), acc=0.95),
-    record(cell=Cell(profile="small", seed=1)),
+    record(CELL),
+    record(Cell(defense="feature", clean_size=3000, profile="paper", switches=(("init", "random"),)), acc=0.95),
+    record(Cell(profile="small", seed=1)),
 ]
 
 
@@ -41,8 +38,8 @@ def there(tmp_path) -> Store:
     store = Store(tmp_path / "there")
     for one in FULL:
         store.save(one)
-    store.save(record(cell=Cell(profile="paper", seed=7), error="Traceback ...\nRuntimeError: no", acc=None))
-    store.save(record(cell=Cell(profile="paper", seed=8), key="of other code"))
+    store.save(record(Cell(profile="paper", seed=7), error="Traceback ...\nRuntimeError: no", acc=None))
+    store.save(record(Cell(profile="paper", seed=8), key="of other code"))
     return store
 
 
@@ -88,13 +85,11 @@ def test_one_profile_alone(here, there, tmp_path, monkeypatch, capsys):
 
 
 def test_other_numbers_are_told_and_kept_out_unless_asked_for(here, there, tmp_path, monkeypatch, capsys):
-    here.save(record(acc=0.5))
+    here.save(record(CELL, acc=0.5))
     path = exported(there, tmp_path / "records.zip", monkeypatch)
     assert cli.main(["import", str(path)]) == 1
     told = capsys.readouterr().out
-    assert (
-        "has ACC 0.9900 and ASR 1.0000, the record that is there has ACC 0.5000 and ASR 1.0000; see --replace" in told
-    )
+    assert "has ACC 0.9900 and ASR 1.0000, the stored record has ACC 0.5000 and ASR 1.0000; see --replace" in told
     assert "2 imported, 0 already there, 1 refused" in told
     assert here.find(Cell(profile="paper")).acc == 0.5
     assert cli.main(["import", str(path), "--replace"]) == 0
@@ -105,15 +100,15 @@ def test_other_numbers_are_told_and_kept_out_unless_asked_for(here, there, tmp_p
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (stored(record()).replace(b'"acc": 0.99', b'"acc": 0.98'), "does not match its checksum"),
-        (stored(record())[:-3], "is not a whole record"),
+        (stored(record(CELL)).replace(b'"acc": 0.99', b'"acc": 0.98'), "does not match its checksum"),
+        (stored(record(CELL))[:-3], "is not a whole record"),
         (b"#!/bin/sh\n", "is not a whole record"),
         (b"[" * 100_000, "is not a whole record"),
-        (stored(record(error="no")), "is the record of a failure"),
-        (stored(record(key="other")), "comes from another version of the code"),
-        (stored(record(data={"fingerprint": "../../../evil!", "copy": ""})), "does not tell which data"),
-        (stored(record(data=["a", "list"])), "does not tell which data"),
-        (stored(record(acc=99.0)), "holds no ACC and ASR"),
+        (stored(record(CELL, error="no")), "is the record of a failure"),
+        (stored(record(CELL, key="other")), "comes from another version of the code"),
+        (stored(record(CELL, data={"fingerprint": "../../../evil!", "copy": ""})), "does not tell which data"),
+        (stored(record(CELL, data=["a", "list"])), "does not tell which data"),
+        (stored(record(CELL, acc=99.0)), "holds no ACC and ASR"),
     ],
     ids=["altered", "cut", "no record", "nested", "failed", "stale", "path in it", "no data", "percent"],
 )
@@ -129,13 +124,13 @@ def test_what_is_no_finished_record_of_this_code_is_refused_by_name(content, rea
 
 def test_no_member_decides_where_it_is_stored(here, tmp_path):
     names = ["../../outside.json", "/outside.json", "results/../../outside.json"]
-    zipped = archive(tmp_path / "evil.zip", {name: stored(record()) for name in names})
+    zipped = archive(tmp_path / "evil.zip", {name: stored(record(CELL)) for name in names})
     packed = tmp_path / "evil.tar.gz"
     with tarfile.open(packed, "w:gz") as file:
         for name in names:
             member = tarfile.TarInfo(name)
-            member.size = len(stored(record()))
-            file.addfile(member, io.BytesIO(stored(record())))
+            member.size = len(stored(record(CELL)))
+            file.addfile(member, io.BytesIO(stored(record(CELL))))
         link = tarfile.TarInfo("results/link.json")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(link)

@@ -1,14 +1,14 @@
 """Verdicts are computed: a record changes, and the verdict changes with it. One seed decides none of them."""
 
 import pytest
+from made import record
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.supplement import Figure13, Table3, Table4
 from purifier_core.lab.methods import METHODS
-from purifier_core.lab.records import Record, Store, published
+from purifier_core.lab.records import Store, published
 from purifier_core.pages import anomaly, bars, claims, overview
 
-PLACE = {"device": "cpu", "commit": "0" * 40}
 LAYER = {"classes": [[1.0, 0.0], [0.0, 1.0]], "clean": [0.5, 0.5], "triggered": [4.0, 0.0]}
 LAYER |= {"clean_map": [[0.5, 1.5]], "triggered_map": [[1.0, 3.0]]}
 QUIET = LAYER | {"triggered": [0.5, 0.5]}
@@ -36,8 +36,8 @@ def save_published(store: Store, seed: int) -> None:
 
 
 def save(store: Store, cell: Cell, acc: float, asr: float, epochs: int = 1, **diagnostics) -> None:
-    data, effort = {"fingerprint": "0" * 16, "copy": "c"}, {"seconds": 1.0, "epochs": epochs, "images": 1}
-    store.save(Record(cell, cell.key(), data, acc, asr, 10_000, 9_108, effort, diagnostics, PLACE))
+    effort = {"seconds": 1.0, "epochs": epochs, "images": 1}
+    store.save(record(cell, acc, asr, effort=effort, diagnostics=diagnostics))
 
 
 def lines(store: Store):

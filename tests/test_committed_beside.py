@@ -1,21 +1,16 @@
 """Beside a run of a small profile stand the committed records of a larger one, and what to judge by."""
 
 import pytest
+from made import record
 
 from purifier_core.files import ROOT
 from purifier_core.lab.experiments.supplement import Table3
 from purifier_core.lab.methods import COLUMNS
 from purifier_core.lab.profiles import PROFILES
-from purifier_core.lab.records import Record, Store, published
+from purifier_core.lab.records import Store, published
 from purifier_core.lab.results import Results
 from purifier_core.lab.runner import usual
 from purifier_core.pages import committed
-
-LABEL = {"fingerprint": "0" * 16, "copy": "c"}
-
-
-def record(cell, acc: float, asr: float) -> Record:
-    return Record(cell, cell.key(), LABEL, acc, asr, 10_000, 9_108)
 
 
 def at(profile: str, acc: float = 0.9, asr: float = 0.5, **parameters) -> Results:

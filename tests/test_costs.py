@@ -4,13 +4,14 @@ import sys
 
 import pytest
 import torch
+from made import record
 
 from purifier_core.evaluation import accuracy, to_float
 from purifier_core.files import ROOT
 from purifier_core.lab import data
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.supplement import Table3
-from purifier_core.lab.records import Record, Store
+from purifier_core.lab.records import Store
 from purifier_core.pages import costs
 from purifier_core.recipes import Recipe
 from purifier_core.training import NO_AUGMENT, fit
@@ -76,7 +77,7 @@ def test_costs_are_means_over_seeds_at_3000_images(tmp_path):
     for seed, size in ((s, size) for s in (0, 1) for size in (3000, 4500, 6000)):
         cell = Cell("mnist", "vgg16", "badnets", 0.1, "finetuning", size, seed, "small")
         effort = {"seconds": 10.0, "training_seconds": 4.0, "epochs": 10.0, "images": (1 + seed) * size}
-        store.save(Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, 0.9, 0.1, effort=effort))
+        store.save(record(cell, 0.9, 0.1, effort=effort))
     line = costs.methods(store).loc["Finetuning"]
     assert line[["epochs", "images trained on", "seconds, training", "seconds, all", "seeds"]].tolist() == [
         "10.0",

@@ -1,9 +1,9 @@
 """The efficiency curves: what is drawn, and what the published numbers say of their ends."""
 
 import math
-from dataclasses import replace
 
 import pytest
+from made import record
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.grids import Column, module
@@ -15,10 +15,9 @@ from purifier_core.pages import curves
 CURVE = {"epochs": [0, 1, 2], "acc": [0.99, 0.8, 0.9], "asr": [1.0, 0.4, 0.2], "images": [1000, 1000], "stages": [1]}
 
 
-def record(defense: str, seed: int, curve: dict | None = CURVE, **switches: str) -> Record:
+def watched(defense: str, seed: int, curve: dict | None = CURVE, **switches: str) -> Record:
     cell = Cell("mnist", "vgg16", "badnets", 0.1, defense, 3000, seed, "small", tuple(switches.items()))
-    mine = Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, 0.9, 0.2, effort={"epochs": 2})
-    return replace(mine, diagnostics={"curve": curve}) if curve else mine
+    return record(cell, 0.9, 0.2, effort={"epochs": 2}, diagnostics={"curve": curve} if curve else {})
 
 
 def results(*records: Record) -> Results:
@@ -26,7 +25,7 @@ def results(*records: Record) -> Results:
 
 
 def test_a_panel_for_each_defense_and_a_line_for_each_seed():
-    mine = results(record("finetuning", 0), record("finetuning", 1), record("feature", 0, init="random"))
+    mine = results(watched("finetuning", 0), watched("finetuning", 1), watched("feature", 0, init="random"))
     first, second, third = curves.figure(mine, "mnist").axes
     assert [first.get_title(loc="left"), second.get_title(loc="left")] == ["Finetuning", "Feature (random)"]
     drawn = [line for line in first.lines if len(line.get_xdata()) == 3]
@@ -44,7 +43,7 @@ def test_a_first_stage_that_was_not_watched_is_a_gap():
 
 
 def test_the_published_end_is_marked():
-    (first, *_) = curves.figure(results(record("feature", 0, init="full")), "mnist").axes
+    (first, *_) = curves.figure(results(watched("feature", 0, init="full")), "mnist").axes
     ends = sorted(tuple(point) for ring in first.collections for point in ring.get_offsets())
     assert ends == [(2, pytest.approx(0.28)), (2, pytest.approx(97.82))]
 
@@ -56,7 +55,7 @@ def test_the_published_end_is_left_out_where_the_paper_does_not_give_it():
 
 
 def test_what_has_no_curve_is_absent_and_counted(tmp_path):
-    mine = results(record("finetuning", 0), record("nad", 0, curve=None))
+    mine = results(watched("finetuning", 0), watched("nad", 0, curve=None))
     assert curves.reading(mine) == [
         "A curve is in 1 of the 2 records of defenses shown here; the others are absent. "
         "It is taken on 1,000 clean and 1,000 triggered test images."

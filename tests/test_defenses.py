@@ -21,21 +21,30 @@ from purifier_core.training import NO_AUGMENT, fit
 SHORT = Recipe(2, 0.01, batch_size=32)
 
 
-@pytest.fixture
-def fresh() -> nn.Module:
-    """A small untrained network with one convolutional unit named "0"."""
+def untrained() -> nn.Module:
+    """A small network with one convolutional unit named "0"."""
     torch.manual_seed(0)
     unit = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
     return nn.Sequential(unit, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)).eval()
 
 
 @pytest.fixture
-def victim(fresh, blobs) -> nn.Module:
-    """The same network, trained."""
-    model = fresh.train()
+def fresh() -> nn.Module:
+    return untrained()
+
+
+@pytest.fixture(scope="module")
+def trained(blobs) -> nn.Module:
+    model = untrained().train()
     fit(model, *blobs, Recipe(30, 0.1, batch_size=32), seed=0)
     assert accuracy(model, *blobs) > 0.9
     return model
+
+
+@pytest.fixture
+def victim(trained) -> nn.Module:
+    """The same network, trained; a copy for each test."""
+    return copy.deepcopy(trained)
 
 
 DEFENSES = {

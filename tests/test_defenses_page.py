@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from made import record
 
 from purifier_core.lab.experiments.comparison import Defenses
 from purifier_core.lab.experiments.grids import Column
@@ -16,13 +17,8 @@ ROW, OTHER = ("badnets", "mnist"), ("cl", "mnist")
 NONE, TUNED, BOUNDED = Column("none"), Column("finetuning"), Column("bound_feature")
 
 
-PLACE = {"commit": "0" * 40, "device": "cpu"}
-
-
-def record(row, column, acc: float, asr: float, seed: int = 0) -> Record:
-    cell = GRID.cell(column, row, seed, "small")
-    effort = {"images": 1000, "seconds": 5.0}
-    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, acc, asr, effort=effort, provenance=PLACE)
+def at(row, column, acc: float, asr: float, seed: int = 0) -> Record:
+    return record(GRID.cell(column, row, seed, "small"), acc, asr)
 
 
 def results(*records: Record) -> Results:
@@ -46,7 +42,7 @@ SEEDS = (0, 1, 2)
 def places(row, column, acc, *asr) -> list[Record]:
     """Records of one place at three seeds; `acc` and `asr` are one value for all or one for each."""
     accs = acc if isinstance(acc, tuple) else (acc,) * 3
-    return [record(row, column, accs[s], asr[s % len(asr)], s) for s in SEEDS]
+    return [at(row, column, accs[s], asr[s % len(asr)], s) for s in SEEDS]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +101,7 @@ def test_the_reading_counts_and_names():
         *places(("sig", "mnist"), NONE, 0.98, 1.0),
         *places(ROW, BOUNDED, 0.80, 0.02),
         *places(other, BOUNDED, 0.97, 0.3),
-        record(("sig", "mnist"), BOUNDED, 0.97, 0.0),
+        at(("sig", "mnist"), BOUNDED, 0.97, 0.0),
     )
     (line,) = defenses.reading(mine)
     assert line == (
@@ -146,7 +142,7 @@ def test_every_record_stands_in_one_place():
 
 
 def test_mean_and_range_over_seeds_and_what_is_missing():
-    mine = results(record(ROW, NONE, 0.98, 1.0), record(ROW, TUNED, 0.9, 0.2), record(ROW, TUNED, 0.8, 0.4, seed=1))
+    mine = results(at(ROW, NONE, 0.98, 1.0), at(ROW, TUNED, 0.9, 0.2), at(ROW, TUNED, 0.8, 0.4, seed=1))
     table = defenses.table(mine)
     line = table[(table.attack == "BadNets (four corners)") & (table.defense == "Finetuning")].iloc[0]
     assert line.ACC == "85.0 (80.0 to 90.0)"
@@ -166,8 +162,8 @@ def test_attackers_who_know_are_paired_with_badnets_by_seed():
     mine = results(
         *places(ROW, NONE, 0.98, 1.0),
         *places(ROW, BOUNDED, 0.98, 0.02, 0.03, 0.04),
-        record(knows, NONE, 0.96, 1.0, seed=1),
-        record(knows, BOUNDED, 0.95, 0.6, seed=1),
+        at(knows, NONE, 0.96, 1.0, seed=1),
+        at(knows, BOUNDED, 0.95, 0.6, seed=1),
     )
     assert defenses.attackers(mine) == [
         "**MNIST, BadNets, knows bounds**: ACC without a defense 96.0 (-2.0, one run); "
@@ -179,11 +175,11 @@ def test_attackers_who_know_are_paired_with_badnets_by_seed():
 def test_one_run_of_a_large_network_hides_no_seeds_of_a_small_one(tmp_path):
     store = Store(tmp_path)
     for seed in SEEDS:
-        store.save(record(ROW, NONE, 0.99, 1.0, seed))
+        store.save(at(ROW, NONE, 0.99, 1.0, seed))
     wide = GRID.cell(NONE, ROW, 0, "wide")
-    store.save(replace(record(ROW, NONE, 0.99, 1.0), cell=wide, key=wide.key()))
+    store.save(replace(at(ROW, NONE, 0.99, 1.0), cell=wide, key=wide.key()))
     other = GRID.cell(TUNED, ROW, 0, "wide")
-    store.save(replace(record(ROW, TUNED, 0.99, 1.0), cell=other, key=other.key()))
+    store.save(replace(at(ROW, TUNED, 0.99, 1.0), cell=other, key=other.key()))
     found = look_up(Defenses(dataset="mnist", attack="badnets"), store, reading=True).found
     assert [r.cell.profile for r in found[ROW, NONE]] == ["small"] * 3
     assert [r.cell.profile for r in found[ROW, TUNED]] == ["wide"]  # what no other size has is shown

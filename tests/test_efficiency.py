@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from made import record
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.supplement import Figure13
@@ -11,10 +12,10 @@ from purifier_core.lab.results import Results
 from purifier_core.pages import efficiency, scrutiny
 
 
-def record(defense: str, asr: float, epochs: float, **switches: str) -> Record:
+def purified(defense: str, asr: float, epochs: float, **switches: str) -> Record:
     cell = Cell(defense=defense, clean_size=3000, profile="small", switches=tuple(switches.items()))
     effort = {"epochs": epochs, "seconds": 5.0, "images": 60_000}
-    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "MNIST"}, 0.9, asr, 10_000, 9_108, effort)
+    return record(cell, 0.9, asr, effort=effort)
 
 
 def replace_seed(record: Record, seed: int) -> Record:
@@ -28,7 +29,7 @@ def test_the_metric():
 
 def test_bars_divide_by_the_epochs_of_the_run():
     experiment = Figure13(dataset="mnist", profile="small")
-    mine = [record("finetuning", 0.5, 10), record("feature", 0.0, 20, init="random")]
+    mine = [purified("finetuning", 0.5, 10), purified("feature", 0.0, 20, init="random")]
     shown = efficiency.table(Results(experiment, "small", "as asked", mine))
     assert shown.loc[("MNIST", "published"), "ANP"] == "2.36"
     assert shown.loc[("MNIST", "ours"), "Finetuning"] == "5.00 (one run)"
@@ -37,7 +38,7 @@ def test_bars_divide_by_the_epochs_of_the_run():
 
 
 def test_a_bar_is_the_mean_over_every_seed():
-    mine = [replace_seed(record("finetuning", asr, 10), seed) for seed, asr in enumerate((0.5, 0.6, 1.0))]
+    mine = [replace_seed(purified("finetuning", asr, 10), seed) for seed, asr in enumerate((0.5, 0.6, 1.0))]
     results = Results(Figure13(dataset="mnist", profile="small", seeds="0-2"), "small", "as asked", mine)
     assert efficiency.table(results).loc[("MNIST", "ours"), "Finetuning"] == "3.00 (0.00 to 5.00)"
     ours = efficiency.bars(results).query("source == 'ours'")
@@ -47,7 +48,7 @@ def test_a_bar_is_the_mean_over_every_seed():
 
 
 def test_anp_without_a_threshold_has_no_bar():
-    refused = replace(record("anp", 1.0, 10), diagnostics={"tau": None})
+    refused = replace(purified("anp", 1.0, 10), diagnostics={"tau": None})
     results = Results(Figure13(dataset="mnist", profile="small"), "small", "as asked", [refused])
     assert efficiency.table(results).loc[("MNIST", "ours"), "ANP"] == "no threshold"
     assert efficiency.bars(results).query("source == 'ours'").empty
@@ -56,11 +57,9 @@ def test_anp_without_a_threshold_has_no_bar():
 
 def test_a_backdoor_that_did_not_take_is_told():
     start = Cell(profile="small")
-    mine = [record("finetuning", 0.01, 10)]
+    mine = [purified("finetuning", 0.01, 10)]
     for asr, told in ((0.02, True), (0.95, False)):
-        undefended = Record(
-            start, start.key(), {"fingerprint": "0" * 16, "copy": "MNIST"}, 0.9, asr, effort={"epochs": 6}
-        )
+        undefended = record(start, 0.9, asr, effort={"epochs": 6})
         lines = efficiency.reading(Results(Figure13(dataset="mnist"), "small", "as asked", [*mine, undefended]))
         assert any("before any defense ASR is 2.0 (one run) %" in line for line in lines) == told
 
@@ -83,7 +82,7 @@ def test_only_the_smallest_row_of_table_3_fits_the_bars():
 
 @pytest.mark.parametrize("draw", [efficiency.figure, efficiency.cost])
 def test_figures_are_drawn_with_and_without_records(draw, tmp_path):
-    for mine in ([], [record("finetuning", 0.5, 10)]):
+    for mine in ([], [purified("finetuning", 0.5, 10)]):
         path = tmp_path / "figure.png"
         draw(Results(Figure13(profile="small"), "small", "as asked", mine)).savefig(path, dpi=40)
         assert path.stat().st_size > 2000

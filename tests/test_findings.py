@@ -1,11 +1,12 @@
 """The landing page's findings: at most five, each decided by seeds, each with where it holds and where not."""
 
 import pytest
+from made import record
 
 from purifier_core.files import ROOT
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.methods import METHODS
-from purifier_core.lab.records import Record, Store, published
+from purifier_core.lab.records import Store, published
 from purifier_core.pages import findings, settings
 from purifier_core.recipes import GRANULARITIES, INITS
 
@@ -18,8 +19,7 @@ def save(store: Store, defense: str, seed: int, acc: float, asr: float, dataset=
     network = switches.pop("network", "vgg16")
     size = {"none": 0, "abl": 0}.get(defense, {"mnist": 3000, "cifar10": 2500, "gtsrb": 1960}[dataset])
     cell = Cell(dataset, network, "badnets", 0.1, defense, size, seed, "small", tuple(switches.items()))
-    data = {"fingerprint": "0" * 16, "copy": "c"}
-    store.save(Record(cell, cell.key(), data, acc, asr, 10_000, 9_108, {"seconds": 1.0}, AGREEING))
+    store.save(record(cell, acc, asr, diagnostics=AGREEING))
 
 
 @pytest.fixture

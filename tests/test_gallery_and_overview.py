@@ -1,11 +1,11 @@
 """The attacks' page and the landing table, by hand, and the verdicts that change with the records."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from made import PLACE, record
 
 from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
@@ -13,17 +13,9 @@ from purifier_core.lab.experiments.comparison import Attacks
 from purifier_core.lab.experiments.supplement import Table3
 from purifier_core.lab.methods import METHODS
 from purifier_core.lab.probes import picture
-from purifier_core.lab.records import Record, Store, published
+from purifier_core.lab.records import Store, published
 from purifier_core.lab.results import Results
 from purifier_core.pages import gallery, overview
-
-DATA = {"fingerprint": "0" * 16, "copy": "c"}
-PLACE = {"device": "cpu", "commit": "0" * 40, "versions": {"python": "3", "torch": "2"}, "wall_seconds": 3600.0}
-
-
-def record(cell: Cell, acc: float, asr: float, **diagnostics) -> Record:
-    effort = {"epochs": 10, "images": 1, "seconds": 60.0}
-    return Record(cell, cell.key(), DATA, acc, asr, 10_000, 9_108, effort, diagnostics, PLACE)
 
 
 @pytest.fixture
@@ -35,7 +27,7 @@ def store(tmp_path, monkeypatch) -> Store:
 def test_the_gallery_shows_what_is_there(tmp_path):
     grey = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
     sample = {"clean": picture(grey[0]), "triggered": picture(badnets(grey)[0])}
-    mine = [record(Cell(profile="small"), 0.99, 1.0, sample=sample)]
+    mine = [record(Cell(profile="small"), diagnostics={"sample": sample})]
     mine += [record(Cell(attack="cl", profile="small"), 0.98, 0.003)]  # an old record, without a picture
     results = Results(Attacks(dataset="mnist"), "small", "as asked", mine)
     table = gallery.table(results)
@@ -120,14 +112,14 @@ def test_a_data_copy_that_is_not_whole_is_said_to_be_so(store):
         ("gtsrb", "GTSRB, 25,087 + 7,949 images (c)"),
     ):
         cell = Cell(dataset, profile="small")
-        store.save(replace(record(cell, 0.9, 1.0), data=DATA | {"copy": copy}))
+        store.save(record(cell, 0.9, data={"fingerprint": "0" * 16, "copy": copy}))
     whole, partly = overview.copies(store).split(". GTSRB")
     assert whole == "MNIST is whole: 60,000 training and 10,000 test images"
     assert partly.startswith(" is not: the copy has 25,087 of 39,209 training and 7,949 of 12,630 test images.")
 
 
 def test_progress_and_cost_count_every_cell_once(store):
-    store.save(record(Cell(profile="small"), 0.99, 1.0))
+    store.save(record(Cell(profile="small"), provenance=PLACE | {"wall_seconds": 3600.0}))
     progress = overview.progress(store)
     assert progress.loc[("table3", "small"), "done"] == 1
     assert progress.loc[("figure13", "small"), "seconds"] == 3600

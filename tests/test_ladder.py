@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from made import record
 
 from purifier_core.checks import ConfigError
 from purifier_core.lab.cells import Cell
@@ -18,10 +19,8 @@ GRID = Ladder(profile="small", width="all", seeds="0-2")
 TUNED = Column("finetuning")
 
 
-def record(column: Column, width: float, seed: int, asr: float) -> Record:
-    cell = GRID.cell(column, width, seed, "small")
-    data, effort = {"fingerprint": "0" * 16, "copy": "c"}, {"seconds": 1.0, "images": 1}
-    return Record(cell, cell.key(), data, 0.99, asr, 10_000, 9_108, effort)
+def at(column: Column, width: float, seed: int, asr: float) -> Record:
+    return record(GRID.cell(column, width, seed, "small"), asr=asr)
 
 
 def test_its_lowest_step_is_the_profiles_own_network():
@@ -49,9 +48,9 @@ def test_an_unknown_width_is_refused():
 
 
 def test_what_changes_with_the_width_is_named():
-    stays = [record(TUNED, 0.125, seed, 1.0) for seed in range(3)]
-    goes = [record(TUNED, 0.25, seed, 0.1) for seed in range(3)]
-    single = [record(TUNED, 0.5, 0, 1.0)]
+    stays = [at(TUNED, 0.125, seed, 1.0) for seed in range(3)]
+    goes = [at(TUNED, 0.25, seed, 0.1) for seed in range(3)]
+    single = [at(TUNED, 0.5, 0, 1.0)]
     first, *lines = ladder.reading(Results(GRID, "small", "as asked", [*stays, *goes, *single]))
     assert "With the width the answer changes for Finetuning." in first
     assert lines == [
@@ -61,7 +60,7 @@ def test_what_changes_with_the_width_is_named():
 
 
 def test_the_table_has_every_width_and_the_figure_every_method(tmp_path):
-    results = Results(GRID, "small", "as asked", [record(TUNED, 0.25, seed, 0.5) for seed in range(3)])
+    results = Results(GRID, "small", "as asked", [at(TUNED, 0.25, seed, 0.5) for seed in range(3)])
     table = ladder.table(results)
     assert table.loc[("1/4", "ASR"), "Finetuning"] == "50.0 (50.0 to 50.0)"
     assert table.loc[("1/2", "ASR"), "Finetuning"] == "missing"
@@ -75,8 +74,8 @@ def test_the_book_reads_it_at_one_profile(tmp_path):
     """A record of the paper's width at another schedule is no step of this ladder."""
     store = Store(tmp_path)
     wide = Ladder(profile="wide", width=1.0).cell(TUNED, 1.0, 0, "wide")
-    store.save(replace(record(TUNED, 0.125, 0, 1.0), cell=wide, key=wide.key()))
-    store.save(record(TUNED, 0.125, 0, 1.0))
+    store.save(replace(at(TUNED, 0.125, 0, 1.0), cell=wide, key=wide.key()))
+    store.save(at(TUNED, 0.125, 0, 1.0))
     results = look_up(Ladder(), store, reading=True)
     assert results.profile == results.shown == "small"
     assert list(results.found) == [(0.125, TUNED)]

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from made import record
 
 from purifier_core.lab.experiments.beyond import Readings, Setting
 from purifier_core.lab.experiments.grids import Column, module
@@ -14,17 +15,16 @@ from purifier_core.recipes import GRANULARITIES
 GRID = Readings(profile="small", seeds="0-2")
 
 
-def record(setting: Setting, column: Column, seed: int, acc: float, asr: float, **clean) -> Record:
-    cell = GRID.cell(column, setting, seed, "small")
+def at(setting: Setting, column: Column, seed: int, acc: float, asr: float, **clean) -> Record:
     diagnostics = {"clean": clean, "triggered": {}} if clean else {}
-    return Record(cell, cell.key(), {"fingerprint": "0" * 16, "copy": "c"}, acc, asr, diagnostics=diagnostics)
+    return record(GRID.cell(column, setting, seed, "small"), acc, asr, diagnostics=diagnostics)
 
 
 def off_by(init: str, augment: bool, seed: int, acc: float, asr: float) -> list[Record]:
     """Records that lie these fractions above the published values, at every size and module."""
     paper = readings.paper_values()
     return [
-        record(
+        at(
             Setting("mnist", "vgg16", size, augment),
             module(g, init),
             seed,
@@ -76,7 +76,7 @@ def test_trend_is_the_gain_from_the_smallest_to_the_largest_size():
 
 def test_the_table_shows_every_reading_and_the_control():
     setting = Setting("mnist", "vgg16", 3000)
-    mine = results(*off_by("random", True, 0, 0.0, 0.0), record(setting, Column("scratch"), 0, 0.975, 0.004))
+    mine = results(*off_by("random", True, 0, 0.0, 0.0), at(setting, Column("scratch"), 0, 0.975, 0.004))
     table = readings.table(mine)
     line = table.loc[("MNIST, VGG-16, 3,000", "Cube", "ACC")]
     assert list(line) == ["89.5", "missing", "missing", "89.5 (one run)", "97.5 (one run)", "1"]
@@ -86,8 +86,8 @@ def test_the_table_shows_every_reading_and_the_control():
 
 def test_cube_is_set_beside_its_first_head_and_the_published_value():
     augmented, plain = (Setting("mnist", "vgg16", 3000, augment) for augment in (True, False))
-    mine = [record(s, module("cube", "random"), 0, 0.75, 0.0, heads=[0.75]) for s in (augmented, plain)]
-    mine.append(record(Setting("cifar10", "vgg16", 2500), module("cube", "full"), 0, 0.25, 0.0, heads=[0.5]))
+    mine = [at(s, module("cube", "random"), 0, 0.75, 0.0, heads=[0.75]) for s in (augmented, plain)]
+    mine.append(at(Setting("cifar10", "vgg16", 2500), module("cube", "full"), 0, 0.25, 0.0, heads=[0.5]))
     assert readings.cube(results(*mine)) == [
         "MNIST, VGG-16, 3,000: Cube's ACC in percent: random 75.0 (one run; its first head alone 75.0); "
         "published 89.5.",
@@ -109,7 +109,7 @@ def test_a_reading_is_nearest_where_every_seed_says_so():
 def test_the_figure_of_the_masks_has_a_dot_for_each_seed(tmp_path):
     setting = Setting("mnist", "vgg16", 3000)
     mine = [
-        record(setting, module("cube", "full"), seed, 0.9, 0.1, wrong_mask={"label": label, "mask": 0.6})
+        at(setting, module("cube", "full"), seed, 0.9, 0.1, wrong_mask={"label": label, "mask": 0.6})
         for seed, label in ((0, 0.1), (1, 0.3))
     ]
     for records, wanted in (([], []), (mine, [[10, 30], [60, 60]])):
@@ -122,7 +122,7 @@ def test_the_figure_of_the_masks_has_a_dot_for_each_seed(tmp_path):
 def test_what_the_landing_page_takes_from_here():
     plain, setting = Setting("mnist", "vgg16", 3000, augment=False), Setting("mnist", "vgg16", 3000)
     mine = [r for r in off_by("random", False, 0, 0.01, 0.02) if r.cell.clean_size == 3000]
-    mine.append(record(setting, module("feature", "full"), 0, 0.9, 0.1, wrong_mask={"label": 0.1, "mask": 0.6}))
+    mine.append(at(setting, module("feature", "full"), 0, 0.9, 0.1, wrong_mask={"label": 0.1, "mask": 0.6}))
     values = readings.glued(results(*mine))
     assert {r.cell for r in mine[:3]} == {GRID.cell(module(g, "random"), plain, 0, "small") for g in GRANULARITIES}
     assert values["readings_random_plain_acc"] == pytest.approx(1)

@@ -2,17 +2,12 @@
 
 from dataclasses import replace
 
-from purifier_core.lab.cells import Cell
+from made import record
+
 from purifier_core.lab.experiments.comparison import Repairs
-from purifier_core.lab.records import Record, Store
+from purifier_core.lab.records import Store
 from purifier_core.lab.results import look_up
 from purifier_core.pages import repairs
-
-DATA = {"fingerprint": "0" * 16, "copy": "none"}
-
-
-def record(cell: Cell, acc: float, asr: float, **diagnostics) -> Record:
-    return Record(cell, cell.key(), DATA, acc, asr, 10, 10, {"seconds": 1.0}, diagnostics, {"dirty": False})
 
 
 def test_every_repair_meets_every_attack_and_a_clean_network():
@@ -32,10 +27,10 @@ def test_the_table_tells_what_is_left_and_the_reading_what_was_found(tmp_path):
     candidate = {"family": "pixel", "target": 5, "score": 7.25, "p": 0.001}
     for cell in grid.cells("small"):
         if cell.defense == "none":
-            store.save(record(cell, 0.99, 1.0))
+            store.save(record(cell))
         if cell.defense == "scan_repair":
             notes = {"verdict": "backdoor suspected", "candidates": [replace_p(candidate, 0.5), candidate]}
-            store.save(record(cell, 0.98, 0.01 * cell.seed, ra=0.9, **notes))
+            store.save(record(cell, 0.98, 0.01 * cell.seed, diagnostics=notes | {"ra": 0.9}))
     results = look_up(grid, store)
     table = repairs.table(results)
     place = "MNIST, Blend"

@@ -1,6 +1,7 @@
 """Numbers over seeds: mean and range, pairs, and what decides."""
 
 import pytest
+from made import record
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.records import Record
@@ -9,7 +10,7 @@ from purifier_core.pages.statistics import decided, estimate, paired, took
 
 def records(**asr_by_seed: float) -> list[Record]:
     cells = {Cell(seed=int(seed.removeprefix("s"))): asr for seed, asr in asr_by_seed.items()}
-    return [Record(cell, cell.key(), {}, 0.9, asr) for cell, asr in cells.items()]
+    return [record(cell, 0.9, asr) for cell, asr in cells.items()]
 
 
 def test_a_number_is_mean_and_range():
