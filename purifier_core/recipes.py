@@ -49,6 +49,7 @@ class Scanning:
     restarts: int = 2  # searches for each class and family, of which the best counts
     level: float = 0.05  # a class stands out below this p-value, the share of clean networks with at least its score
     works: float = 0.9  # and if its stamp carries at least this share of held-out images to the class
+    doubted: float = 0.5  # where it carries at least this share, but not `works`, the scan cannot tell
     location: float = 0.862  # of Gumbel's distribution of clean networks' largest scores: data/scan/null.json
     scale: float = 0.597  # and its scale
 

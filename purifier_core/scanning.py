@@ -120,6 +120,8 @@ def scan(
     natural = float((foremost[:, 0] - foremost[:, -1]).mean())
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())}; the network has {classes} classes.")
+    if min(len(part.labels.unique()) for part in (working, measuring)) < 2:
+        raise ConfigError("the images are of one class, or all but some are; a stamp is searched on those of others.")
     candidates, found = [], {}
     with progress("scan", total=len(families) * how.restarts * classes) as bar:
         for family in families:
@@ -131,6 +133,8 @@ def scan(
             candidates.append(Candidate(family, stamps.targets[first], *measured, stamps[first]))
     verdict = SUSPECTED if any(candidate.stands_out(how) for candidate in candidates) else NOTHING
     reason = _unclear(len(images), classes, right)
+    if not reason and verdict == NOTHING:
+        reason = _doubt(candidates, how)
     return Findings(
         UNCLEAR if reason else verdict, tuple(candidates), found, natural, time.perf_counter() - started, reason, how
     )
@@ -144,6 +148,18 @@ def _unclear(count: int, classes: int, right: float) -> str:
         return f"{count} images are too few; give at least 100"
     if right < 0.4:
         return f"the network gives the labels' classes to {right:.0%} of the images only; do the labels fit it?"
+    return ""
+
+
+def _doubt(candidates: Sequence[Candidate], how: Scanning) -> str:
+    """Why it is not sure that nothing stands out: a class leads as few do in clean networks, by a stamp that works on
+    some images alone, so that the search may have fallen short. Empty where none does."""
+    for one in sorted(candidates, key=lambda candidate: candidate.p):
+        if one.p < how.level and how.doubted <= one.success < how.works:
+            return (
+                f"class {one.target} leads as in few clean networks (p {one.p:.2g}), but its stamp ({one.family}) "
+                f"carries {one.success:.0%} of other images there, not {how.works:.0%}"
+            )
     return ""
 
 

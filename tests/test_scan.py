@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core import scanning
 from purifier_core import stamps as stamping
 from purifier_core.checks import ConfigError
 from purifier_core.recipes import Scanning
-from purifier_core.scanning import NOTHING, SUSPECTED, UNCLEAR, Candidate, outlyingness, p_value, scan
+from purifier_core.scanning import NOTHING, SUSPECTED, UNCLEAR, Candidate, outlyingness, p_value, scan, verdict
 from purifier_core.stamps import FAMILIES, Clean, Stamps, margins, search
 
 CLASSES = 8
@@ -240,8 +241,36 @@ def test_it_says_when_it_cannot_tell(model, images, labels, reason):
 
 
 @pytest.mark.parametrize(
+    ("p", "success", "told"),
+    [
+        (0.01, 0.8, "class 6 leads as in few clean networks (p 0.01), but its stamp (patch) carries 80%"),
+        (0.01, 0.4, ""),
+        (0.06, 0.8, ""),
+    ],
+)
+def test_a_rare_lead_by_a_stamp_that_works_on_some_images_alone_is_no_all_clear(p, success, told, monkeypatch):
+    """The margins and rates are planted: the verdict is what is asked."""
+    score = Scanning().location - Scanning().scale * math.log(-math.log(1 - p))
+    reached = torch.zeros(CLASSES)
+    monkeypatch.setattr(scanning, "outlyingness", lambda *_: score)
+
+    def planted(model, working, measuring, family, *_rest):
+        stamps = Stamps(family, tuple(range(CLASSES)), torch.zeros(CLASSES, 1, 16, 16), torch.zeros(CLASSES, 3, 16, 16))
+        return stamps, reached + 9 * F.one_hot(torch.tensor(6), CLASSES), torch.full((CLASSES,), success)
+
+    monkeypatch.setattr(scanning, "_searched", planted)
+    found = scan(Striped(False), IMAGES, LABELS, families=["patch"])
+    assert found.verdict == (UNCLEAR if told else NOTHING)
+    assert found.reason.startswith(told)
+    assert found.suspects == ()
+    assert verdict(found)[0].startswith(found.verdict)
+    assert verdict(found)[1].startswith("patch: class 6 does not stand out")
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"labels": torch.full_like(LABELS, 3)}, "of one class"),
         ({"images": IMAGES[:19], "labels": LABELS[:19]}, "at least 20"),
         ({"labels": LABELS[:-1]}, "239 labels"),
         ({"labels": LABELS + 5}, "labels from 5 to 12; the network has 8 classes"),
