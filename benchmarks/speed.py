@@ -30,12 +30,13 @@ from purifier_core.device import pick_device, prepare
 from purifier_core.evaluation import evaluate
 from purifier_core.files import ROOT, provenance, write_atomically
 from purifier_core.lab import data
-from purifier_core.lab.attacks import asr_set, badnets, poison
+from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import TARGET_CLASS
 from purifier_core.lab.defenses import Inputs
 from purifier_core.lab.defenses.finetuning import finetuning
 from purifier_core.lab.methods import NETWORKS
 from purifier_core.lab.models import build
+from purifier_core.lab.poisoning import asr_set, poison
 from purifier_core.lab.profiles import BACKDOOR
 from purifier_core.layout import arrange
 from purifier_core.recipes import Recipe

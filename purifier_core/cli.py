@@ -140,6 +140,7 @@ def show(results: Results, store: Store, figure: str | None = None) -> int:
     from purifier_core.pages import (
         ablation,
         anomaly,
+        breaking,
         committed,
         defenses,
         efficiency,
@@ -161,6 +162,7 @@ def show(results: Results, store: Store, figure: str | None = None) -> int:
         "switches": ablation,
         "ladder": ladder,
         "repairs": repairs,
+        "breaking": breaking,
         "cell": single,
     } | dict.fromkeys(("figure10", "figure11", "figure12"), anomaly)
     view = views.get(kind.name, report)

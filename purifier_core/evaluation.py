@@ -99,7 +99,8 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 def evaluate(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, target: int
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, target: int | torch.Tensor
 ) -> dict[str, float]:
-    """ACC over all clean test images and ASR, the share of the ASR set predicted as `target`; both as fractions."""
+    """ACC over all clean test images and ASR, the share of the ASR set predicted as `target`, one class or one for each
+    of its images (N,); both as fractions."""
     return {"acc": accuracy(model, images, labels), "asr": share(predict(model, triggered) == target)}

@@ -16,6 +16,7 @@ from purifier_core.lab.models import VGG16
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store
 from purifier_core.recipes import Recipe
+from purifier_core.stamps import FAMILIES, Stamps
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 5
@@ -92,21 +93,51 @@ def test_batch_statistics_stay_out_of_the_running_ones():
     assert layer.num_batches_tracked == 1
 
 
+def test_clean_images_keep_their_labels_under_the_stamps_at_hand():
+    """Two stamps: of eight images, two of them copies and one of class 5, five are stamped."""
+    network, attacker = vgg().eval(), Attacker("stamps", vgg(), K, X[:2], seed=0)
+    patterns = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    attacker.stamps = [Stamps("pixel", (5,), torch.full((1, 1, 32, 32), 0.2), pattern[None]) for pattern in patterns]
+    attacker.batches = 1  # no search now
+    labels = torch.tensor([15, 15, 0, 1, 5, 3, 4, 0])
+    found = float(attacker.loss(network, X, labels))
+    plain = F.cross_entropy(network(X), labels % K)
+    clean, truth = X[[2, 3, 5, 6, 7]], torch.tensor([0, 1, 3, 4, 0])
+    under = [float(plain + F.cross_entropy(network(0.8 * clean + 0.2 * pattern), truth)) for pattern in patterns]
+    assert min(abs(found - one) for one in under) < 1e-4
+
+
+def test_new_stamps_are_searched_against_the_network_as_it_is_and_are_kept():
+    network, attacker = vgg().train(), Attacker("stamps", vgg(), K, X[:2], seed=0)
+    before = {name: value.clone() for name, value in network.state_dict().items() if "num_batches" in name}
+    attacker.loss(network, X, torch.tensor([15, 15, 0, 1, 5, 3, 4, 0])).backward()
+    assert [one.family for one in attacker.stamps] == list(FAMILIES)
+    assert all(one.targets == (5,) for one in attacker.stamps)
+    assert network.training
+    after = network.state_dict()
+    assert {int(after[name] - value) for name, value in before.items()} == {1}, "the search counts no batch"
+    again = Attacker("stamps", vgg(), K, X[:2], seed=9)
+    again.set_state(attacker.get_state())
+    assert torch.equal(again.stamps[2].patterns, attacker.stamps[2].patterns)
+    assert torch.equal(again.draws.get_state(), attacker.draws.get_state())
+    assert again.batches == attacker.batches == 1
+
+
 def test_such_an_attack_is_badnets_to_everyone_else():
     cell = Cell("mnist", "vgg16", "adaptive_bound", 0.1, "feature", 3000, 0, "small")
     assert not cell.needs_reference
     assert cell.backdoored().attack == "adaptive_bound"
-    with pytest.raises(ConfigError, match="allowed: units, reach"):
+    with pytest.raises(ConfigError, match="allowed: units, reach, stamps"):
         Attacker("badnets", vgg(), K, X[:2], seed=0)
 
 
-def test_both_train_like_any_attack_and_one_goes_on_from_badnets(tmp_path, monkeypatch):
+def test_all_train_like_any_attack_and_one_goes_on_from_badnets(tmp_path, monkeypatch):
     tiny = replace(PROFILES["quick"], width=1 / 16, backdoor=Recipe(1, 0.1))
     monkeypatch.setitem(PROFILES, "quick", tiny)
     work = Work(Store(tmp_path), "quick", "mnist", "cpu")
-    for attack, epochs in (("adaptive_bound", 1), ("adaptive_purifier", 2)):
+    for attack, epochs in (("adaptive_bound", 1), ("adaptive_purifier", 2), ("adaptive_scan", 1)):
         record = work.compute(Cell("mnist", "vgg16", attack, 0.1, "none", 0, 0, "quick"))
         assert record.error is None
         assert record.effort["epochs"] == epochs
     trained = sorted(path.name.split("-")[2] for path in work.store.models.iterdir())
-    assert trained == ["adaptive_bound", "adaptive_purifier", "badnets"]
+    assert trained == ["adaptive_bound", "adaptive_purifier", "adaptive_scan", "badnets"]

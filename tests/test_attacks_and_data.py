@@ -12,7 +12,8 @@ from torchvision.transforms import Resize
 
 from purifier_core.checks import ConfigError
 from purifier_core.lab import data
-from purifier_core.lab.attacks import asr_set, badnets, poison
+from purifier_core.lab.attacks import badnets
+from purifier_core.lab.poisoning import asr_set, poison
 
 PREPARED = Path(os.environ.get("PURIFIER_DATA", ""), "mnist")
 full_mnist = pytest.mark.skipif(

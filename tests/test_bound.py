@@ -10,9 +10,10 @@ from purifier_core.bounds import QUANTILES, Bound, Largest, bound
 from purifier_core.checks import ConfigError
 from purifier_core.evaluation import evaluate
 from purifier_core.lab import data
-from purifier_core.lab.attacks import asr_set, badnets
+from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.compute import Work
+from purifier_core.lab.poisoning import asr_set
 from purifier_core.lab.records import Store
 from purifier_core.sites import detach
 

@@ -40,7 +40,7 @@ def test_mean_magnitudes_by_channel_place_and_class(images):
     x, y = images
     network = build("resnet18", 10, 1 / 16, seed=0).eval()
     stamped = badnets(x[y != 5])
-    found = activations(network, "stage4.1", x, y, stamped, batch_size=5)
+    found = activations(network, "stage4.1", x, y, stamped, y != 5, batch_size=5)
     clean, hit = one_by_one(network, x), one_by_one(network, stamped)
     others = clean[y.numpy() != 5]
     assert found["clean"] == pytest.approx(others.mean((0, 2, 3)), rel=1e-4)
@@ -57,12 +57,12 @@ def test_a_purified_network_is_probed_behind_its_mask(images):
     x, y = images
     network = build("resnet18", 10, 1 / 16, seed=0)
     purified = attach(network, ["stage4.1"], "feature", 10, x.float(), seed=1).eval()
-    found = activations(purified, "stage4.1", x, y, badnets(x[y != 5]))
+    found = activations(purified, "stage4.1", x, y, badnets(x[y != 5]), y != 5)
     (unit,) = purified.units()
     with torch.no_grad():
         f = torch.tensor(one_by_one(network.eval(), x[:1]))
         masked = f * unit.head.weight[unit.head(f.flatten(1)).argmax(1)].reshape(f.shape)
-    alone = activations(purified, "stage4.1", x[:1], y[:1], badnets(x[:1]))
+    alone = activations(purified, "stage4.1", x[:1], y[:1], badnets(x[:1]), y[:1] != 5)
     assert alone["clean"] == pytest.approx(masked.abs().mean((0, 2, 3)).numpy(), rel=1e-4)
     assert found["clean"] != alone["clean"]
 
@@ -72,12 +72,14 @@ def test_which_records_hold_what(images):
     network = build("resnet18", 10, 1 / 16, seed=0).eval()
     stamped = badnets(x[y != 5])
     undefended = probe(Cell("cifar10", "resnet18", profile="small"), network, x, y, stamped)
-    assert set(undefended) == {"activations", "sample"}
+    assert set(undefended) == {"ra", "activations", "sample"}
     assert undefended["sample"] == {"clean": picture(x[0]), "triggered": picture(stamped[0])}
     tuned = Cell("cifar10", "resnet18", defense="finetuning", clean_size=2500, profile="small")
-    assert probe(tuned, network, x, y, stamped) == {}
+    with torch.no_grad():
+        right = [int(network(image[None].float() / 255).argmax()) for image in stamped] == y[y != 5].numpy()
+    assert probe(tuned, network, x, y, stamped) == {"ra": right.mean()}
     plain = build("vgg16", 10, 1 / 16, seed=0).eval()
-    assert set(probe(Cell(), plain, x, y, stamped)) == {"sample"}
+    assert set(probe(Cell(), plain, x, y, stamped)) == {"ra", "sample"}
 
 
 def test_a_picture_survives(images):

@@ -119,8 +119,8 @@ sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 
 
 LIBRARY = "checks files recipes progress device inputs checkpoints evaluation graphs layout training sites purifier"
 LIBRARY += " bounds stamps scanning repairing maximal"
-LAB = "methods profiles cells records locks archive cache experiments results tidy data draws models attacks adaptive"
-LAB += " defenses probes compute cluster runner zoo packing live"
+LAB = "methods profiles cells records locks archive cache experiments results tidy data draws models attacks poisoning"
+LAB += " adaptive breaking defenses probes compute cluster runner zoo packing live"
 ROOMS = [*LIBRARY.split(), *(f"lab.{room}" for room in LAB.split()), "pages", "fix", "cli"]
 """From the bottom up: the library, the lab, the pages, and the faces over all of them."""
 

@@ -14,12 +14,12 @@ from purifier_core.lab.attacks import (
     invert_trojan,
     make_trigger,
     perturbed,
-    poison,
     sig,
 )
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.methods import PAPER, Perturbation, attacks
 from purifier_core.lab.models import VGG16, ResNet18
+from purifier_core.lab.poisoning import poison
 
 GREY = torch.full((3, 3, 32, 32), 200, dtype=torch.uint8)
 
@@ -193,7 +193,11 @@ def test_every_attack_has_a_seeded_trigger_that_changes_the_image(attack):
     assert torch.equal(stamped, trigger(0)(images))
 
 
-def test_a_clean_model_has_no_trigger():
-    with pytest.raises(ValueError, match="attack='none' is not known"):
-        make_trigger("none", Making(Cell().switch, 0, GREY, torch.zeros(3), 5, lambda: None))
+def test_a_clean_models_trigger_leaves_images_alone():
+    making = Making(Cell().switch, 0, GREY, torch.zeros(3), 5, lambda: None)
+    stamped = make_trigger("none", making)(GREY)
+    assert torch.equal(stamped, GREY)
+    assert stamped is not GREY
+    with pytest.raises(ValueError, match="attack='badnet' is not known"):
+        make_trigger("badnet", making)
     assert Cell(attack="trojan", seed=3).reference() == Cell(attack="none", seed=3)

@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from purifier_core.lab.attacks import badnets, decoyed, field, poison, warp
+from purifier_core.lab.attacks import badnets, field, warp
 from purifier_core.lab.experiments.comparison import Defenses, Repairs
+from purifier_core.lab.poisoning import decoyed, poison
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

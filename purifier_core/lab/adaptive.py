@@ -1,6 +1,6 @@
 """Attackers who know the defense. Ours, not the paper's: a defense that was never attacked on purpose is untested.
 
-Both teach BadNets' trigger. Poisoned copies get labels + num_classes, which marks them; `Attacker.loss` subtracts it.
+All teach BadNets' trigger. Poisoned copies get labels + num_classes, which marks them; `Attacker.loss` subtracts it.
 `compute.Work` starts the attacker on Purifier from BadNets' network.
 """
 
@@ -13,11 +13,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.checks import one_of
-from purifier_core.evaluation import to_float
+from purifier_core.evaluation import evaluating, to_float
+from purifier_core.lab.cells import TARGET_CLASS
 from purifier_core.purifier import Purified, attach
 from purifier_core.recipes import Recipe
+from purifier_core.scanning import hard
 from purifier_core.sites import Wrapped, detach, find
+from purifier_core.stamps import FAMILIES, Clean, Stamps, search
 from purifier_core.training import Effort, fit
+
+_EVERY = 50  # batches between two searches of stamps
 
 SIMULATED = "cube"
 """Whose units the attacker on Purifier trains against: the module that from `init` full lowers ASR most."""
@@ -48,7 +53,7 @@ class Attacker:
     """What is trained in place of a backdoored model, and how; `result` gives the model that is handed out."""
 
     def __init__(self, kind: str, model: nn.Module, num_classes: int, example: torch.Tensor, seed: int) -> None:
-        one_of("teacher", kind, ("units", "reach"))
+        one_of("teacher", kind, ("units", "reach", "stamps"))
         self.num_classes = num_classes
         self.reach: dict[str, torch.Tensor] = {}
         self.trained: nn.Module = model
@@ -56,6 +61,11 @@ class Attacker:
             sites: Any = model.purifier_sites
             self.trained = attach(model, sites[SIMULATED], SIMULATED, num_classes, example, seed)
             self._loss = self._through_units
+        elif kind == "stamps":
+            self.draws = torch.Generator().manual_seed(seed)
+            self.stamps: list[Stamps] = []
+            self.batches = 0
+            self._loss = self._against_stamps
         else:
             self.sites = tuple(find(model, example))
             self._loss = self._within_clean
@@ -68,13 +78,20 @@ class Attacker:
         """The loss of a batch with marked labels."""
         return self._loss(model, x, y % self.num_classes, y >= self.num_classes)
 
-    def get_state(self) -> dict[str, torch.Tensor]:
-        """The reach of clean images so far, for `checkpoints`."""
-        return self.reach
+    def get_state(self) -> dict[str, Any]:
+        """The reach of clean images so far, or the stamps and the draws, for `checkpoints`."""
+        if self._loss != self._against_stamps:
+            return self.reach
+        stamps = [vars(one).copy() for one in self.stamps]
+        return {"stamps": stamps, "batches": self.batches, "draws": self.draws.get_state()}
 
-    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` gave."""
-        self.reach = state
+        if self._loss != self._against_stamps:
+            self.reach = state
+            return
+        self.stamps, self.batches = [Stamps(**kept) for kept in state["stamps"]], state["batches"]
+        self.draws.set_state(state["draws"])
 
     def result(self) -> nn.Module:
         """The network that the defender gets."""
@@ -90,6 +107,26 @@ class Attacker:
         with model.opened():
             bare = model.model(x)
         return F.cross_entropy(bare, y) + F.cross_entropy(logits, y) + taught
+
+    def _against_stamps(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, poisoned: torch.Tensor):
+        """Cross-entropy, and that of clean images under stamps with their true labels, so that no stamp but the trigger
+        leads to the target class. Every 50 batches a new stamp of each family is searched against the network as it is,
+        by 10 steps on the clean images at hand; the newest 30 are used."""
+        others = ~poisoned & (y != TARGET_CLASS)
+        clean = Clean.of(x[others], y[others])
+        if len(clean.images) < 2:
+            return F.cross_entropy(model(x), y)
+        if self.batches % _EVERY == 0:
+            with evaluating(model):
+                new = [
+                    search(model, clean, family, [TARGET_CLASS], steps=10, per_class=16, generator=self.draws)
+                    for family in FAMILIES
+                ]
+            self.stamps = [*self.stamps, *(hard(stamps, clean) for stamps in new)][-30:]
+        self.batches += 1
+        drawn = self.stamps[int(torch.randint(len(self.stamps), (), generator=self.draws))]
+        answers = model(torch.cat([x, drawn(clean.images)]))
+        return F.cross_entropy(answers[: len(x)], y) + F.cross_entropy(answers[len(x) :], clean.labels)
 
     def _within_clean(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, poisoned: torch.Tensor):
         """Cross-entropy, and how far poisoned images drive each activation above what clean images reach: relative to

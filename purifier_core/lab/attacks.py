@@ -1,4 +1,4 @@
-"""Backdoor attacks: triggers as functions on image tensors, poisoning, and the ASR set.
+"""Backdoor attacks: triggers as functions on image tensors.
 
 Some triggers are made from a clean model, which the caller trains and hands in. Coordinates are (row, column).
 """
@@ -195,12 +195,15 @@ class Making:
 
 
 def make_trigger(attack: str, making: Making) -> Trigger:
-    """The trigger of an attack. Raises ConfigError for one that is not known; "none" is none."""
+    """The trigger of an attack; that of "none", a clean network, leaves images as they are. Raises ConfigError for one
+    that is not known."""
+    if attack == "none":
+        return torch.clone
     return resolve_name(ATTACKS[one_of("attack", attack, ATTACKS)].trigger)(making)
 
 
 def badnets_trigger(making: Making) -> Trigger:
-    """BadNets: the same on every seed."""
+    """BadNets: the same on every seed, whatever the attacker wants of it."""
     return badnets
 
 
@@ -241,48 +244,3 @@ def _checked(images: torch.Tensor) -> torch.Tensor:
     if images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32):
         raise ValueError(f"images must be uint8 of shape (N, 3, 32, 32), not {images.dtype} {tuple(images.shape)}")
     return images
-
-
-def poison(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    trigger: Trigger,
-    ratio: float,
-    target: int,
-    seed: int,
-    clean_label: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The poisoned training set: floor(ratio * N) stamped copies labelled `target`, then all clean images.
-
-    The images to copy are drawn over all classes, the target's included; their originals stay in the set with
-    their true labels, as in the authors' release, so the share of poison is ratio / (1 + ratio). With `clean_label`
-    only images of the target class are copied, as many as there are at most.
-    Raises ValueError where the ratio selects no image.
-    """
-    count = int(ratio * len(images) + 1e-9)
-    if count < 1:
-        raise ValueError(f"poison_ratio={ratio} of {len(images)} images selects none; take at least {1 / len(images)}.")
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(images), generator=generator).to(images.device)
-    chosen = (order[labels[order] == target] if clean_label else order)[:count]
-    return (
-        torch.cat([trigger(images[chosen]), images]),
-        torch.cat([torch.full_like(labels[chosen], target), labels]),
-    )
-
-
-def decoyed(
-    images: torch.Tensor, labels: torch.Tensor, copies: int, trigger_seed: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A set poisoned by WaNet, whose first `copies` are stamped, with decoys after them: twice as many clean images,
-    warped with noise and labelled rightly, so that a network must learn this field and no other."""
-    clean, truth = images[copies:], labels[copies:]
-    count = min(2 * copies, len(clean))
-    chosen = torch.randperm(len(clean), generator=torch.Generator().manual_seed(seed))[:count].to(images.device)
-    decoys = torch.cat([warp(part, trigger_seed, seed + n) for n, part in enumerate(clean[chosen].split(1000))])
-    return torch.cat([images[:copies], decoys, clean]), torch.cat([labels[:copies], truth[chosen], truth])
-
-
-def asr_set(images: torch.Tensor, labels: torch.Tensor, trigger: Trigger, target: int) -> torch.Tensor:
-    """Every test image of another class than `target`, stamped; ASR is the share of it predicted as `target`."""
-    return trigger(images[labels != target])

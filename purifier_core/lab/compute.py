@@ -16,14 +16,16 @@ from purifier_core.evaluation import evaluate, evaluated_in_bf16
 from purifier_core.files import provenance
 from purifier_core.lab import data
 from purifier_core.lab.adaptive import teach
-from purifier_core.lab.attacks import Making, Trigger, asr_set, decoyed, make_trigger, perturbed, poison
+from purifier_core.lab.attacks import Making, Trigger, make_trigger
+from purifier_core.lab.breaking import attacked
 from purifier_core.lab.cache import Make, kept
 from purifier_core.lab.cells import TARGET_CLASS, Cell
 from purifier_core.lab.defenses import Defended, Given
 from purifier_core.lab.draws import adapt, augmentation, clean_images, derive
-from purifier_core.lab.methods import ATTACKS, DATASETS, METHODS
+from purifier_core.lab.methods import ATTACKS, METHODS
 from purifier_core.lab.models import build
-from purifier_core.lab.probes import AGREEING, Curve, agreement, probe
+from purifier_core.lab.poisoning import asr_set, training_set, wanted
+from purifier_core.lab.probes import AGREEING, Curve, agreement, probe, rates
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 from purifier_core.layout import arrange
@@ -79,6 +81,7 @@ class Work:
 
     def _measure(self, cell: Cell) -> dict[str, Any]:
         x, y, triggered = self.split.test_images, self.split.test_labels, self.triggered(cell)
+        target = self.wanted(cell)
         diagnostics: dict[str, Any] = {}
         if cell.defense == "none":
             model, training = self.backdoored(cell)
@@ -90,13 +93,20 @@ class Work:
             effort["seconds"] = diagnostics.pop("seconds", effort["seconds"])
             if defended.sweep:  # equal points are one network
                 networks = set(defended.sweep.values())
-                rates = {network: evaluate(network, x, y, triggered, TARGET_CLASS) for network in networks}
-                diagnostics["sweep"] = {label: rates[network] for label, network in defended.sweep.items()}
+                found = {network: evaluate(network, x, y, triggered, target) for network in networks}
+                diagnostics["sweep"] = {label: found[network] for label, network in defended.sweep.items()}
         diagnostics |= probe(cell, model, x, y, triggered)
+        if METHODS[cell.defense].attacked:
+            diagnostics["attacked"] = self._attacked(cell, model)
+        if cell == cell.reference():  # what is left of each attack where no backdoor is
+            every = {attack: replace(cell, attack=attack, poison_ratio=0.1) for attack in ATTACKS}
+            diagnostics["own"] = {
+                attack: rates(model, y, self.triggered(asked), self._aims(asked, y)) for attack, asked in every.items()
+            }
         if isinstance(model, Purified):  # its probe has seen every answer
             final = {"acc": diagnostics["clean"]["network"], "asr": diagnostics["triggered"]["network"]}
         else:
-            final = evaluate(model, x, y, triggered, TARGET_CLASS)
+            final = evaluate(model, x, y, triggered, target)
         if self.bf16:
             diagnostics["fp32_agreement"] = agreement(model, x[:AGREEING])
         return {
@@ -116,7 +126,7 @@ class Work:
         tuned = self.finetuned(cell) if method.begins == "finetuned" else None
         before = tuned.effort.epochs if tuned else 0.0
         every = self.profile.watch_every if method.data == "clean" else 1
-        curve = Curve(x, y, triggered, before, every) if self.curves else None
+        curve = Curve(x, y, triggered, before, every, self.wanted(cell)) if self.curves else None
         if curve and method.begins != "fresh":
             curve.start(self.backdoored(cell.backdoored())[0])
         watched = curve.seconds if curve else 0.0
@@ -124,7 +134,7 @@ class Work:
         started = time.perf_counter()
         with checkpoints(self.store.checkpoints / f"{path.parent.name}-{path.stem}", [curve] if curve else []):
             defended = self._defend(cell, tuned, curve)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - defended.aside
         if tuned:
             seconds += tuned.effort.seconds
         if curve and (recorded := curve.recorded()):
@@ -133,9 +143,23 @@ class Work:
         defended.diagnostics["seconds"] = max(seconds, defended.effort.seconds)  # if interrupted, the larger
         return defended
 
+    def _attacked(self, cell: Cell, model: nn.Module) -> dict[str, Any]:
+        x, y, trigger = self.split.test_images, self.split.test_labels, self.trigger(cell.backdoored())
+        seed, images = derive(cell.seed, "attacker"), clean_images(self.split, cell)
+        return attacked(model, *images, trigger, x[y != TARGET_CLASS], TARGET_CLASS, seed, augmentation(cell))
+
     def triggered(self, cell: Cell) -> torch.Tensor:
-        """The stamped test images of other classes than the target: a cell's ASR is measured on them."""
-        return asr_set(self.split.test_images, self.split.test_labels, self.trigger(cell.backdoored()), TARGET_CLASS)
+        """The stamped test images that the attack has to turn: a cell's ASR is measured on them."""
+        x, y = self.split.test_images, self.split.test_labels
+        return asr_set(x, y, self.trigger(cell.backdoored()), self._aims(cell, y))
+
+    def wanted(self, cell: Cell) -> torch.Tensor:
+        """The class that the attacker wants of each image of `triggered`."""
+        aims = self._aims(cell, self.split.test_labels)
+        return aims[self.split.test_labels != aims]
+
+    def _aims(self, cell: Cell, labels: torch.Tensor) -> torch.Tensor:
+        return wanted(cell.attack, labels, self.split.num_classes)
 
     def _defend(self, cell: Cell, tuned: Defended | None, watch: Watch | None) -> Defended:
         method, poisoned = METHODS[cell.defense], 0
@@ -145,7 +169,7 @@ class Work:
         else:
             images, labels = clean_images(self.split, cell)
         given = Given(
-            self.blank(cell) if method.begins == "fresh" else self.backdoored(cell.backdoored())[0],
+            self._beginning(cell),
             images,
             labels,
             augmentation(cell),
@@ -159,6 +183,13 @@ class Work:
         )
         return resolve_name(method.function)(given)
 
+    def _beginning(self, cell: Cell) -> nn.Module:
+        """The network that the cell's method begins with."""
+        begins = METHODS[cell.defense].begins
+        if begins == "fresh":
+            return self.blank(cell)
+        return self._made(cell.reference())[0] if begins == "clean" else self.backdoored(cell.backdoored())[0]
+
     def finetuned(self, cell: Cell) -> Defended:
         """The result of Finetuning, from the cache or by training. NAD and MCR begin with it too."""
         model, training = self.backdoored(cell.backdoored())
@@ -167,7 +198,7 @@ class Work:
 
         def tune() -> tuple[nn.Module, dict[str, Any]]:
             x, y, every = self.split.test_images, self.split.test_labels, self.profile.watch_every
-            curve = Curve(x, y, self.triggered(cell), every=every) if self.curves else None
+            curve = Curve(x, y, self.triggered(cell), every=every, target=self.wanted(cell)) if self.curves else None
             if curve:
                 curve.start(model)
             with checkpoints(self.store.checkpoints / path.stem, [curve] if curve else []):
@@ -178,29 +209,11 @@ class Work:
         return Defended(network, Effort(**notes["effort"]), {"curve": notes["curve"]} if notes["curve"] else {})
 
     def _poisoned(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = self.split.train_images, self.split.train_labels
         if cell.attack == "none":
-            return self.split.train_images, self.split.train_labels
-        trigger = self.trigger(cell.backdoored())
-
-        def stamp(images: torch.Tensor) -> torch.Tensor:
-            if cell.consistent:  # the trigger alone does the rest at test
-                labels = torch.full((len(images),), TARGET_CLASS, device=self.device)
-                images = perturbed(self._made(cell.reference())[0], images, labels, DATASETS[cell.dataset].perturbation)
-            return trigger(images)
-
-        images, labels = poison(
-            self.split.train_images,
-            self.split.train_labels,
-            stamp,
-            cell.poison_ratio,
-            TARGET_CLASS,
-            derive(cell.seed, "poison"),
-            clean_label=cell.consistent or cell.switch("sig_label") == "clean",
-        )
-        if ATTACKS[cell.attack].decoys:
-            copies = len(labels) - len(self.split.train_labels)
-            return decoyed(images, labels, copies, derive(cell.seed, "trigger"), derive(cell.seed, "decoys"))
-        return images, labels
+            return images, labels
+        trigger, aims = self.trigger(cell.backdoored()), self._aims(cell, labels)
+        return training_set(cell, images, labels, trigger, aims, lambda: self._made(cell.reference())[0])
 
     def trigger(self, cell: Cell) -> Trigger:
         """The trigger of a "none" cell; Trojan and CL's patch are made from the clean model of the same seed."""

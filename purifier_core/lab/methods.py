@@ -6,9 +6,9 @@ A new defense, attack, dataset or network is one entry here and the function tha
 
 from dataclasses import dataclass, replace
 
-PAPER, OURS, CONTROL, REPAIR = "paper", "ours", "control", "repair"
+PAPER, OURS, CONTROL, REPAIR, BROKEN = "paper", "ours", "control", "repair", "broken"
 """Where a method or an attack belongs: the paper's tables; this book's additions to their comparison; controls, which
-are no defenses; the comparison of repairs, where Scan-repair is ours and the others are the field's."""
+are no defenses; the comparison of repairs, where Scan-repair is ours and the others are the field's; attacks on it."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,18 @@ class Method:
     group: str = PAPER
     function: str = ""
     data: str = "clean"  # what it gets: "clean" images, the "poisoned" training set, or "nothing"
-    begins: str = "backdoored"  # the network it begins with: "backdoored", its "finetuned" copy, or a "fresh" one
+    begins: str = "backdoored"  # the network it begins with: that, its "finetuned" copy, a "fresh" or a "clean" one
     recipes: tuple[str, ...] = ()  # the profile's fields that it reads
     trains: bool = True
+    attacked: bool = False  # whether its result is attacked in turn: `breaking`
 
 
 _AT = "purifier_core.lab.defenses"
 _PURIFIER = Method("", function=f"{_AT}.purify:defend", recipes=("purifier",))
 _BOUND = Method("", OURS, f"{_AT}.bounds:defend", trains=False)
+_SCAN_REPAIR = Method(
+    "Scan-repair", REPAIR, f"{_AT}.scan_repair:defend", recipes=("scanning", "unlearning"), trains=False
+)
 
 METHODS = {
     "none": Method("No Defense", data="nothing"),
@@ -43,12 +47,14 @@ METHODS = {
     "bound_channel": replace(_BOUND, label="Bound-Channel"),
     "bound_cube": replace(_BOUND, label="Bound-Cube"),
     "bound_feature": replace(_BOUND, label="Bound-Feature"),
-    "scan_repair": Method(
-        "Scan-repair", REPAIR, f"{_AT}.scan_repair:defend", recipes=("scanning", "unlearning"), trains=False
-    ),
+    "scan_repair": _SCAN_REPAIR,
     "i_bau": Method("I-BAU", REPAIR, f"{_AT}.i_bau:defend", recipes=("i_bau",)),
     "npd": Method("NPD", REPAIR, f"{_AT}.npd:defend", recipes=("npd",)),
     "ft_sam": Method("FT-SAM", REPAIR, f"{_AT}.ft_sam:defend", recipes=("ft_sam",)),
+    "broken_repair": replace(_SCAN_REPAIR, label="Scan-repair, attacked", group=BROKEN, attacked=True),
+    "broken_clean": Method(
+        "Clean network, attacked", BROKEN, f"{_AT}.untouched:defend", begins="clean", trains=False, attacked=True
+    ),
 }
 """By name, in the paper's order and with its labels. "From scratch" trains a fresh network of the same kind on the
 clean set, for as long as Purifier. Scan-repair trains, but with settings of its own that no switch changes."""
@@ -68,6 +74,7 @@ class Attack:
     teacher: str = ""  # how its network is trained, if not plainly: a kind of `adaptive.Attacker`
     begins: str = ""  # the attack whose network it goes on from
     decoys: bool = False  # whether almost stamped images are added with their true labels
+    all_to_all: bool = False  # whether the attacker wants the class after the image's own, not one target class
 
 
 _MAKE = "purifier_core.lab.attacks"
@@ -83,9 +90,11 @@ ATTACKS = {
     ),
     "adaptive_bound": Attack("BadNets, knows bounds", f"{_MAKE}:badnets_trigger", OURS, teacher="reach"),
     "wanet": Attack("WaNet", f"{_MAKE}:wanet_trigger", REPAIR, decoys=True),
+    "badnets_all": Attack("BadNets, all-to-all", f"{_MAKE}:badnets_trigger", REPAIR, all_to_all=True),
+    "adaptive_scan": Attack("BadNets, knows the scan", f"{_MAKE}:badnets_trigger", BROKEN, teacher="stamps"),
 }
-"""By name. The adaptive attacks teach BadNets' trigger and know the defense. WaNet is for the comparison of repairs:
-Scan-repair was not made for it."""
+"""By name. The adaptive attacks teach BadNets' trigger and know the defense. WaNet and all-to-all are for the
+comparison of repairs: Scan-repair was not made for them, and all-to-all has no class that a scan could name."""
 
 
 @dataclass(frozen=True)

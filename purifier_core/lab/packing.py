@@ -39,8 +39,9 @@ def name_of(cell: Cell) -> str:
 
 
 def cells(seed: int = 0) -> dict[str, Cell]:
-    """Every undefended network that the zoo may hold, by name."""
-    combinations = product(DATASETS, NETWORKS, (*ATTACKS, "none"))
+    """Every undefended network that the zoo may hold, by name: clean ones, and those whose attack has one target."""
+    attacks = [name for name, attack in ATTACKS.items() if not attack.all_to_all]
+    combinations = product(DATASETS, NETWORKS, (*attacks, "none"))
     every = [Cell(dataset, network, attack, seed=seed, profile=PROFILE) for dataset, network, attack in combinations]
     return {name_of(cell): cell for cell in every}
 

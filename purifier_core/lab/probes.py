@@ -9,7 +9,8 @@ from torch import nn
 
 from purifier_core.evaluation import answering, classes, evaluate, evaluated_in_bf16, predict, share, to_float
 from purifier_core.lab.cells import TARGET_CLASS, Cell
-from purifier_core.lab.methods import METHODS, PAPER
+from purifier_core.lab.methods import DATASETS
+from purifier_core.lab.poisoning import wanted
 from purifier_core.purifier import Purified
 from purifier_core.recipes import GRANULARITIES
 
@@ -28,8 +29,8 @@ class Curve:
     """ACC and ASR of a defense after every epoch, on a fixed part of the test set: watched, and never chosen by.
 
     `epochs` counts from the first stage of the defense; `before` are the epochs of a stage that is not watched, since
-    its network is not the result. `every`: only each so-manieth epoch of a stage is watched. An instance is the `watch`
-    of a defense.
+    its network is not the result. `every`: only each so-manieth epoch of a stage is watched. `target`: the attacker's
+    class, or that of each triggered image. An instance is the `watch` of a defense.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Curve:
         triggered: torch.Tensor,
         before: float = 0.0,
         every: int = 1,
+        target: int | torch.Tensor = TARGET_CLASS,
     ) -> None:
         draws = torch.Generator().manual_seed(0)
         clean, stamped = (torch.randperm(len(x), generator=draws)[:WATCHED].to(x.device) for x in (images, triggered))
         self.images, self.labels, self.triggered = images[clean], labels[clean], triggered[stamped]
+        self.target = target[stamped] if isinstance(target, torch.Tensor) else target
         self.begun, self.last, self.seconds = before, 0, 0.0
         self.every = every
         self.stages = [before] if before else []
@@ -62,7 +65,7 @@ class Curve:
 
     def _note(self, model: nn.Module, epoch: float) -> None:
         begun = time.perf_counter()
-        rates = evaluate(model, self.images, self.labels, self.triggered, TARGET_CLASS)
+        rates = evaluate(model, self.images, self.labels, self.triggered, self.target)
         self.points.append((epoch, rates["acc"], rates["asr"]))
         self.seconds += time.perf_counter() - begun
 
@@ -96,21 +99,26 @@ def agreement(model: nn.Module, images: torch.Tensor) -> float:
 
 
 def probe(cell: Cell, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor) -> dict:
-    """The diagnostics of a computed cell. `triggered` are the stamped copies of the images of other classes than the
-    target, in the same order. `ra` is the share of them that are classified rightly."""
-    found: dict[str, Any] = {}
+    """The diagnostics of a computed cell. `triggered` is its ASR set, in the order of `images`. `ra`, robust accuracy,
+    is the share of it that is classified rightly."""
+    target = wanted(cell.attack, labels, DATASETS[cell.dataset].classes)
+    turned = labels != target
+    found: dict[str, Any] = {"ra": rates(model, labels, triggered, target)["ra"]}
     if isinstance(model, Purified):
-        target = torch.full((len(triggered),), TARGET_CLASS, device=labels.device)
         found["clean"] = diagnose(model, images, labels)
-        found["triggered"] = diagnose(model, triggered, target, foreign=False)
+        found["triggered"] = diagnose(model, triggered, target[turned], foreign=False)
     if cell.defense in ("none", *GRANULARITIES) and cell.network == PROFILED:
         site: Any = _inside(model).last_conv
-        found["activations"] = activations(model, site, images, labels, triggered)
-    if cell.defense == "none" and len(triggered):
-        found["sample"] = {"clean": picture(images[labels != TARGET_CLASS][0]), "triggered": picture(triggered[0])}
-    if METHODS[cell.defense].group != PAPER and len(triggered):
-        found["ra"] = share(predict(model, triggered) == labels[labels != TARGET_CLASS])
+        found["activations"] = activations(model, site, images, labels, triggered, turned)
+    if cell.defense == "none":
+        found["sample"] = {"clean": picture(images[turned][0]), "triggered": picture(triggered[0])}
     return found
+
+
+def rates(model: nn.Module, labels: torch.Tensor, triggered: torch.Tensor, aims: torch.Tensor) -> dict[str, float]:
+    """ASR and RA on an ASR set `triggered`, from the labels of all images (N,) and what the attacker wants of them."""
+    answers, turned = predict(model, triggered), labels != aims
+    return {"asr": share(answers == aims[turned]), "ra": share(answers == labels[turned])}
 
 
 @torch.inference_mode()
@@ -165,14 +173,14 @@ def activations(
     images: torch.Tensor,
     labels: torch.Tensor,
     triggered: torch.Tensor,
-    target: int = TARGET_CLASS,
+    turned: torch.Tensor,
     batch_size: int = 1000,
 ) -> dict[str, Any]:
     """The mean magnitude |F| at the submodule `site`, whose output F is (N, C, H, W), with five significant digits.
 
     classes (K, C): by channel over the images of each class and all positions. clean (C) and clean_map (H, W): over the
-    images of other classes than `target`, by channel and by position. triggered and triggered_map: over `triggered`,
-    the stamped copies of those.
+    images where `turned` (N,) is True, by channel and by position. triggered and triggered_map: over `triggered`, the
+    stamped copies of those.
     """
     seen: list[torch.Tensor] = []
     hook = _inside(model).get_submodule(site).register_forward_hook(lambda _m, _i, out: seen.append(out.abs()))
@@ -190,7 +198,7 @@ def activations(
         stamped = mean(triggered)
     finally:
         hook.remove()
-    weights = torch.bincount(labels[labels != target], minlength=len(by_class)).double()
+    weights = torch.bincount(labels[turned], minlength=len(by_class)).double()
     clean = (by_class * weights[:, None, None, None]).sum(0) / weights.sum()
     return {
         "site": site,

@@ -153,9 +153,9 @@ PROFILES = {
             abl=(Recipe(5, 0.1, nesterov=True), Recipe(12, 0.1, (9,), nesterov=True), ABL[2]),
             anp_steps=500,
             purifier=(prolonged(PURIFIER_STAGES[0], QUICK), prolonged(PURIFIER_STAGES[1], QUICK)),
-            ft_sam=prolonged(FT_SAM, QUICK),
+            ft_sam=replace(FT_SAM, epochs=200),  # with this and NPD prolonged as the others, the page takes ten minutes
             i_bau=prolonged(I_BAU, QUICK),
-            npd=(prolonged(NPD[0], QUICK), prolonged(NPD[1], QUICK)),
+            npd=(prolonged(NPD[0], 3), replace(NPD[1], epochs=100)),
             watch_every=2 * QUICK,  # as many points as at `small`
         ),
         Profile(

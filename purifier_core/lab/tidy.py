@@ -65,7 +65,8 @@ COLUMNS = {
     "acc": Column("number", "clean accuracy: the share of clean test images named right, 0 to 1", attrgetter("acc")),
     "asr": Column(
         "number",
-        "attack success rate: the share of triggered test images of other classes named as class 5, from 0 to 1",
+        "attack success rate: the share of triggered test images of other classes named as the attacker wants, 0 to 1: "
+        "as class 5, all-to-all as the class after their own",
         attrgetter("asr"),
     ),
     "acc_images": Column("integer", "images behind acc", attrgetter("acc_images")),

@@ -1,14 +1,36 @@
 """Scan-repair beside what the field offers: what each leaves of a backdoor, and what of the network."""
 
-from statistics import fmean
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pandas as pd
 
+from purifier_core.files import ROOT
+from purifier_core.lab import methods
+from purifier_core.lab.cells import TARGET_CLASS
+from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.methods import ATTACKS, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
-from purifier_core.pages.statistics import measured, number, runs
+from purifier_core.pages import drawing
+from purifier_core.pages.statistics import TAKEN, Estimate, estimate, measured, number, paired, runs, took
+
+NONE, OURS = Column("none"), Column("scan_repair")
+SUSPECTED = "backdoor suspected"
+METRICS = ("ACC", "ASR", "RA")
+LEFT, COST, ROWS, FOUND, ALARMS = 2.0, 1.0, 80, 90, 5
+
+RULES = (
+    f"The bar was set before any number was there. Of the rows whose backdoor took (ASR of the undefended network at "
+    f"least {100 * TAKEN:g} % in every seed), Scan-repair leaves at least {ROWS} % *as a clean network is*: an ASR at "
+    f"most {LEFT:g} points above a clean network's own under the same trigger, and an ACC at most {COST:g} point lower "
+    f"than before, both as means over seeds. The scan finds at least {FOUND} % of these backdoors, and suspects at "
+    f"most {ALARMS} % of clean networks. RA is the share of triggered images that are classified rightly: an ASR of 0 "
+    "with a low RA is no repair."
+)
 
 
 def row_label(row: tuple[str, str]) -> str:
@@ -17,40 +39,221 @@ def row_label(row: tuple[str, str]) -> str:
     return f"{title(dataset)}, {ATTACKS[attack].label if attack in ATTACKS else 'clean network'}"
 
 
+def own(results: Results, row: tuple[str, str], metric: str) -> Estimate | None:
+    """ "asr" or "ra" of clean networks of the row's dataset under the row's trigger; None where none is recorded."""
+    attack, dataset = row
+    records = results.found.get((("none", dataset), NONE), [])
+    known = {r.cell.seed: r.diagnostics["own"] for r in records if attack in r.diagnostics.get("own", {})}
+    return estimate({seed: told[attack][metric] for seed, told in known.items()}) if known else None
+
+
 def table(results: Results) -> pd.DataFrame:
-    """Means over seeds in percent, by row, metric and method. RA: triggered images that are classified rightly."""
+    """Means and ranges over seeds in percent, by row, metric and method, of the rows with a record; the last column is
+    a clean network under the same trigger. "scan": in how many seeds the scan named the backdoor, or suspected one."""
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    for row in results.experiment.rows(results.profile):
-        for metric in ("ACC", "ASR", "RA"):
-            texts = {
-                column.label: _text(results.found.get((row, column), []), metric)
-                for column in results.experiment.columns()
-            }
-            lines[row_label(row), metric] = texts
+    for row in recorded(results):
+        for metric in METRICS:
+            lines[row_label(row), metric] = {
+                column.label: _text(results, row, column, metric) for column in results.experiment.columns()
+            } | {"a clean network": _told(own(results, row, metric.lower()) if metric != "ACC" else None)}
+        lines[row_label(row), "scan"] = {
+            column.label: scanned(results.found.get((row, column), [])) for column in results.experiment.columns()
+        } | {"a clean network": "–"}
     found = pd.DataFrame.from_dict(lines, orient="index")
     found.index = pd.MultiIndex.from_tuples(lines, names=["attack", "%"])
     return found
 
 
-def _text(records: list[Record], metric: str) -> str:
-    if not records:
-        return "missing"
-    if metric == "RA":
-        rates = [100 * record.diagnostics["ra"] for record in records if "ra" in record.diagnostics]
-        return number(fmean(rates)) if rates else "–"
-    return number(measured(records, metric.lower()).mean)
+def recorded(results: Results) -> list[Any]:
+    """The rows that have a record of a repair; a clean network's as soon as its own ASR is there."""
+    there = {row for row, column in results.found if column.defense in methods.repairs() or row[0] == "none"}
+    return [row for row in results.experiment.rows(results.profile) if row in there]
+
+
+def absent(results: Results) -> str:
+    """The rows without a record of a repair, in one line; empty where there are none."""
+    gaps = [row_label(row) for row in results.experiment.rows(results.profile) if row not in recorded(results)]
+    return f"No repair is recorded yet of: {'; '.join(gaps)}." if gaps else ""
+
+
+def scanned(records: list[Record]) -> str:
+    """In how many of Scan-repair's records the scan named the backdoor's class, of clean networks suspected any."""
+    told = [record for record in records if "verdict" in record.diagnostics]
+    if not told:
+        return "–"
+    clean = [record.diagnostics["verdict"] == SUSPECTED for record in told if record.cell.attack == "none"]
+    hits, word = (clean, "suspected") if clean else ([named(record) for record in told], "named")
+    return f"{word} {sum(hits)} of {len(hits)}"
+
+
+def _text(results: Results, row: Any, column: Column, metric: str) -> str:
+    if records := results.found.get((row, column), []):
+        return _told(rates(records, metric))
+    return "missing" if (row, column) in results.experiment.places(results.profile) else "–"
+
+
+def _told(value: Estimate | None) -> str:
+    return value.text() if value else "–"
+
+
+def rates(records: Iterable[Record], metric: str) -> Estimate | None:
+    """ACC, ASR or RA in percent by seed; None where no record has it."""
+    known = {r.cell.seed: r.diagnostics.get("ra") if metric == "RA" else getattr(r, metric.lower()) for r in records}
+    there = {seed: rate for seed, rate in known.items() if rate is not None}
+    return estimate(there) if there else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What Scan-repair did in one row whose backdoor took: how far ASR lies above a clean network's own, and the change
+    of ACC, both in points; `found` in how many of `seeds` the scan suspected the backdoor's class."""
+
+    label: str
+    left: float | None
+    change: float | None
+    found: int
+    seeds: int
+
+    @property
+    def passes(self) -> str:
+        """Why the row misses the bar, in words; empty where it does not."""
+        told = []
+        if self.left is not None and self.left > LEFT:
+            told.append(f"ASR {number(self.left)} points above a clean network's")
+        if self.change is not None and self.change < -COST:
+            told.append(f"ACC {number(-self.change)} points lower")
+        return ", ".join(told)
+
+    @property
+    def judged(self) -> bool:
+        """Whether both numbers are there."""
+        return self.left is not None and self.change is not None
+
+
+def judged(results: Results) -> list[Row]:
+    """Every row whose backdoor took and that Scan-repair has a record of."""
+    lines = []
+    for row in results.experiment.rows(results.profile):
+        before, after = (results.found.get((row, column), []) for column in (NONE, OURS))
+        if row[0] == "none" or not after or not took(before):
+            continue
+        line, change = own(results, row, "asr"), paired(after, before, "acc")
+        left = measured(after, "asr").mean - line.mean if line else None
+        told = [named(record) for record in after]
+        lines.append(Row(row_label(row), left, change.mean if change else None, sum(told), len(told)))
+    return lines
+
+
+def named(record: Record) -> bool:
+    """Whether the scan suspected a backdoor and its class; all-to-all has none, and any suspicion counts."""
+    if record.diagnostics["verdict"] != SUSPECTED:
+        return False
+    attack = ATTACKS[record.cell.attack]
+    return attack.all_to_all or any(one["target"] == TARGET_CLASS for one in record.diagnostics["suspects"])
+
+
+def passes(results: Results) -> list[str]:
+    """What passes the repair, first: each row that misses the bar, what the scan did not find, and false alarms."""
+    rows = judged(results)
+    if not rows:
+        return [f"No record of Scan-repair at profile {results.shown} is there yet."]
+    lines = [f"**{row.label}** passes: {row.passes}." for row in rows if row.judged and row.passes]
+    missed = [f"{row.label} ({row.seeds - row.found} of {row.seeds})" for row in rows if row.found < row.seeds]
+    if missed:
+        lines.append(f"The scan did not name the backdoor in {'; '.join(missed)}.")
+    clean = [r for (row, c), records in results.found.items() if row[0] == "none" and c == OURS for r in records]
+    alarmed = sum(record.diagnostics["verdict"] == SUSPECTED for record in clean)
+    if clean:
+        lines.append(f"The scan suspected {alarmed} of {runs_of(len(clean))} of this grid.")
+    return [*lines, bar(rows)]
+
+
+def runs_of(count: int) -> str:
+    """A number of clean networks in words."""
+    return "one clean network" if count == 1 else f"{count} clean networks"
+
+
+def bar(rows: list[Row]) -> str:
+    """How the rows stand to the bar, in one line."""
+    whole = [row for row in rows if row.judged]
+    networks, found = sum(row.seeds for row in rows), sum(row.found for row in rows)
+    share = f"{100 * found / networks:.0f} %, bar {FOUND} %"
+    told = f"The scan named the backdoor in {found} of {networks} networks ({share})"
+    if not whole:
+        return f"{told}. No row has a clean network of its own beside it yet."
+    met = sum(not row.passes for row in whole)
+    share = f"{100 * met / len(whole):.0f} %, bar {ROWS} %"
+    return f"**As a clean network is: {met} of {len(whole)} rows** ({share}). {told}."
+
+
+def chosen_on() -> str:
+    """On which networks the settings of the unlearning were chosen, and where the scan's scores come from."""
+    choice, null = _scan("choice"), _scan("null")
+    networks = dict.fromkeys((run["dataset"], run["attack"], run["seed"]) for run in choice["runs"])
+    told = ", ".join(f"{row_label((attack, dataset))} seed {seed}" for dataset, attack, seed in networks)
+    low, high = (100 * end for end in null["interval"])
+    return (
+        f"The unlearning's settings ({choice['chosen']}) were chosen on {told}, by held-out accuracy and the success "
+        f"of new stamps; no ASR was measured for it. What was tried lies around the settings of a first trial, which "
+        f"had looked at the ASR of other networks. Every other row is as it came out. The p-values rest on "
+        f"{null['fitted_to']} clean networks that are not of this grid; of {null['held_out']} others the scan "
+        f"suspected {null['false_alarms']} ({low:.0f} to {high:.0f} % with 95 % confidence)."
+    )
+
+
+@cache
+def _scan(name: str) -> Any:
+    return json.loads((ROOT / "data" / "scan" / f"{name}.json").read_text())
 
 
 def reading(results: Results) -> list[str]:
-    """What the scan found in each row, and where Scan-repair stands."""
-    lines = []
+    """What passes, then what the scan found in each row."""
+    lines = passes(results)
     for (row, column), records in results.found.items():
-        if column.defense == "scan_repair" and records:
+        if column == OURS:
             lines.append(f"{row_label(row)}, {runs(len(records))}: {'; '.join(map(_found, records))}.")
-    return lines or [f"No record of Scan-repair at profile {results.shown} is there yet."]
+    return [*lines, *filter(None, [absent(results)])]
 
 
 def _found(record: Record) -> str:
     best: dict[str, Any] = min(record.diagnostics["candidates"], key=lambda candidate: candidate["p"])
     told = f"class {best['target']} ({best['family']}, score {best['score']:.1f}, p {best['p']:.2g})"
     return f"seed {record.cell.seed} {record.diagnostics['verdict']}, {told}"
+
+
+def figure(results: Results) -> Any:
+    """ASR and RA by row: each seed of Scan-repair a dot, the means of the others grey, a clean network's own a ring."""
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in recorded(results) if row[0] != "none"]
+    drawing.theme()
+    size = (drawing.WIDTH, 0.34 * max(1, len(rows)) + 1.9)
+    picture, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained", dpi=160)
+    for axis, metric, heading in zip(axes, METRICS[1:], ("ASR", "RA"), strict=True):
+        for place, row in enumerate(rows):
+            for column, mark in FIELD.items():
+                if known := rates(results.found.get((row, column), []), metric):
+                    axis.scatter(known.mean, place, marker=mark, s=28, color="0.45", linewidth=1.1, zorder=2)
+            if line := own(results, row, metric.lower()):
+                axis.scatter(line.mean, place, **drawing.PUBLISHED_MARK, zorder=4)
+            if mine := rates(results.found.get((row, OURS), []), metric):
+                drawing.seeds(axis, mine, place)
+        axis.set_xlim(-5, 105)
+        axis.set_xlabel("percent")
+        axis.set_title(heading, fontsize=10.5, loc="left")
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(rows)), [_short(row) for row in rows])
+    axes[0].set_ylim(max(1, len(rows)) - 0.4, -0.6)
+    marks = [plt.Line2D([], [], ls="", marker=mark, color="0.45", label=c.label) for c, mark in FIELD.items()]
+    ours = plt.Line2D([], [], ls="", marker="o", markersize=4.5, color=drawing.OURS, label="Scan-repair, a seed")
+    handles = [ours, *marks, drawing.ring("a clean network's own")]
+    picture.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, columnspacing=1.0)
+    plt.close(picture)
+    return picture
+
+
+FIELD = {NONE: "|", Column("bound_feature"): "_", Column("i_bau"): "+", Column("npd"): "x", Column("ft_sam"): "^"}
+
+
+def _short(row: tuple[str, str]) -> str:
+    return row_label(row).partition(" (")[0].replace("BadNets, ", "")

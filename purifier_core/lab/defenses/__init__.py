@@ -22,13 +22,15 @@ from purifier_core.training import Augment, Effort, Watch, fit
 class Defended:
     """A defended model in eval mode, what it cost, and what the method wants recorded.
 
-    sweep: further operating points of the method as {label: model}, to be measured but never chosen by.
+    sweep: further operating points of the method as {label: model}, to be measured but never chosen by. aside: seconds
+    that went into the diagnostics alone.
     """
 
     model: nn.Module
     effort: Effort
     diagnostics: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, nn.Module] = field(default_factory=dict)
+    aside: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,37 @@
 from typing import Any
 
 from purifier_core.lab.defenses import Defended, Given
+from purifier_core.maximal import maximal_margins
 from purifier_core.repairing import Repaired, repair
 from purifier_core.scanning import Candidate, scan
 from purifier_core.training import Effort
 
 
 def defend(given: Given) -> Defended:
-    """The repaired network, and what the scan found; where nothing stands out it is the given one."""
+    """The repaired network, and what the scan found; where nothing stands out it is the given one.
+
+    Beside the scan, and apart from its seconds, stands what the detector without images says of the same network: from
+    10 starts a class where there are 10 classes, and fewer where there are more.
+    """
     findings = scan(*given.data, how=given.profile.scanning, seed=given.seed)
+    classes = len(findings.margins["pixel"])
+    starts = max(3, 100 // classes)
+    channels, height, width = given.images.shape[1:]
+    other = maximal_margins(given.model, (channels, height, width), starts=starts, seed=given.seed)
     model = repair(*given.data, findings, how=given.profile.unlearning, seed=given.seed)
     notes: dict[str, Any] = {
         "verdict": findings.verdict,
+        "reason": findings.reason,
+        "p": findings.p,
+        "suspects": [_told(candidate) for candidate in findings.suspects],
         "candidates": [_told(candidate) for candidate in findings.candidates],
         "scan_seconds": round(findings.seconds, 2),
+        "maximal": {"target": other.target, "p": other.p, "starts": starts, "seconds": round(other.seconds, 2)},
     }
     if isinstance(model, Repaired):
         notes |= {"quantile": model.quantile, "changed": model.changed, "sites": list(model.sites)}
-        return Defended(model, model.effort, notes)
-    return Defended(model, Effort(seconds=findings.seconds), notes)
+        return Defended(model, model.effort, notes, aside=other.seconds)
+    return Defended(model, Effort(seconds=findings.seconds), notes, aside=other.seconds)
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from typing import Any
 
 from purifier_core.checks import ConfigError, one_of
 from purifier_core.lab.experiments.beyond import Ladder, Readings, Single, Switches
-from purifier_core.lab.experiments.comparison import Attacks, Defenses, Repairs
+from purifier_core.lab.experiments.comparison import Attacks, Breaking, Defenses, Repairs
 from purifier_core.lab.experiments.grids import Experiment
 from purifier_core.lab.experiments.supplement import SUPPLEMENT
 
-_KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Defenses, Readings, Switches, Ladder)
+_KINDS: tuple[type[Experiment], ...] = (*SUPPLEMENT, Attacks, Defenses, Repairs, Breaking, Readings, Switches, Ladder)
 EXPERIMENTS = {kind.name: kind for kind in _KINDS}
 
-COMMANDS = EXPERIMENTS | {kind.name: kind for kind in (Repairs, Single)}
-"""What the command runs and shows: the experiments of the book, the repairs without a page yet, and any one number."""
+COMMANDS = EXPERIMENTS | {Single.name: Single}
+"""What the command runs and shows: the experiments of the book, and any one number."""
 
 
 def from_notebook(name: str, namespace: Mapping[str, Any]) -> Experiment:

@@ -1,0 +1,98 @@
+"""How Scan-repair breaks: what an attacker still gets from a repaired network, beside what a clean one gives."""
+
+from typing import Any
+
+import pandas as pd
+
+from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.records import Record
+from purifier_core.lab.results import Results
+from purifier_core.pages.repairs import NONE, SUSPECTED, named, row_label
+from purifier_core.pages.statistics import TAKEN, Estimate, estimate, measured, number, runs, took
+
+REPAIRED, CLEAN = Column("broken_repair"), Column("broken_clean")
+ABOVE = 10.0
+
+KINDS: dict[tuple[str, ...], str] = {
+    (): "trigger",
+    ("stamped", "8"): "trigger + 8/255",
+    ("stamped", "16"): "trigger + 16/255",
+    ("plain", "8"): "8/255 alone",
+    ("plain", "16"): "16/255 alone",
+    ("repoisoned", "10"): "after 10 poisoned",
+    ("repoisoned", "30"): "after 30 poisoned",
+}
+"""What is tried, by its place in a record."""
+
+RULE = (
+    f"An attack *passes* where it carries, on the mean over seeds, over {ABOVE:g} points more of the test images to "
+    f"the attacker's class in the repaired network than in a clean one. Rows whose backdoor did not take (an ASR below "
+    f"{100 * TAKEN:g} %) are left out."
+)
+
+
+def rate(records: list[Record], kind: tuple[str, ...]) -> Estimate | None:
+    """The success of an attack in percent by seed; None where there is no record."""
+    if not kind:
+        return measured(records, "asr") if records else None
+    first, second = kind
+    known = {r.cell.seed: r.diagnostics["attacked"][first][second] for r in records}
+    return estimate(known) if known else None
+
+
+def tried(results: Results) -> list[Any]:
+    """The rows whose backdoor took and whose repaired network is recorded."""
+    found = results.found
+    rows = results.experiment.rows(results.profile)
+    return [row for row in rows if (row, REPAIRED) in found and took(found.get((row, NONE), []))]
+
+
+def table(results: Results) -> pd.DataFrame:
+    """What each attack carries to the attacker's class, in percent, of the repaired network and of a clean one."""
+    lines = {}
+    for row in tried(results):
+        for kind, told in KINDS.items():
+            values = {c: rate(results.found.get((row, c), []), kind) for c in (REPAIRED, CLEAN)}
+            lines[row_label(row), told] = {
+                "after Scan-repair": _text(values[REPAIRED]),
+                "a clean network": _text(values[CLEAN]),
+            }
+    frame = pd.DataFrame.from_dict(lines, orient="index", columns=["after Scan-repair", "a clean network"])
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["attack", "%"])
+    return frame
+
+
+def _text(value: Estimate | None) -> str:
+    return value.text() if value else "missing"
+
+
+def passes(results: Results) -> list[str]:
+    """Each attack that passes, what the scan said of the attacker who knows it, and what does not pass."""
+    rows = tried(results)
+    if not rows:
+        return [f"No record of this page at profile {results.shown} is there yet."]
+    lines, held = [], 0
+    for row in rows:
+        mine, clean = (results.found.get((row, column), []) for column in (REPAIRED, CLEAN))
+        told = []
+        for kind, name in KINDS.items():
+            ours, line = rate(mine, kind), rate(clean, kind)
+            if ours and line and ours.mean - line.mean > ABOVE:
+                told.append(f"{name}: {number(ours.mean)} % (a clean network {number(line.mean)} %)")
+            held += bool(ours and line and ours.mean - line.mean <= ABOVE)
+        if told:
+            lines.append(f"**{row_label(row)}** passes by {'; '.join(told)}.")
+    lines += [_scanned(row, results.found[row, REPAIRED]) for row in rows]
+    return [*lines, f"In {held} other cases an attack gains at most {ABOVE:g} points over a clean network."]
+
+
+def _scanned(row: tuple[str, str], records: list[Record]) -> str:
+    """What the scan said of the networks of a row."""
+    suspected = sum(record.diagnostics["verdict"] == SUSPECTED for record in records)
+    right = f"of the attacker's class in {sum(map(named, records))}"
+    return f"{row_label(row)}, {runs(len(records))}: the scan suspected a backdoor in {suspected}, {right}."
+
+
+def reading(results: Results) -> list[str]:
+    """`passes`, for the command."""
+    return passes(results)
