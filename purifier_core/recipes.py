@@ -56,7 +56,11 @@ class Scanning:
 
 @dataclass(frozen=True)
 class Unlearning:
-    """How long `repair` unlearns, how fast, and with which stamps. Not yet tuned."""
+    """How long `repair` unlearns, how fast, and with which stamps.
+
+    From a trial that had looked at ASR. lr, mixed and distilled are then chosen by benchmarks/scan_choice.py, which
+    looks at none: data/scan/choice.json says among what and on which networks, and a test holds these to it.
+    """
 
     lr: float = 0.002  # the largest: a line up to it over the first 30 % of the epochs, and one down to 0
     weight_decay: float = 5e-4

@@ -42,7 +42,7 @@ def test_a_step_goes_against_the_gradients_sign():
 
 def test_it_stays_within_its_bound_and_carries_images_there():
     model = linear()
-    change = perturbation(model, IMAGES, target=5, epsilon=16, seed=3)
+    change = perturbation(model, IMAGES, target=5, epsilon=16, seed=3, steps=100)
     assert float(change.abs().max()) == pytest.approx(16 / 255)
     rate = [float((model(x.float() / 255).argmax(1) == 5).float().mean()) for x in (IMAGES, moved(IMAGES, change))]
     assert rate[1] > max(0.9, rate[0])
@@ -74,6 +74,7 @@ def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(tmp_pa
         unlearning=Unlearning(seen=20, most=20, searches=1, steps=1, renewed=1),
     )
     monkeypatch.setitem(PROFILES, "quick", tiny)
+    monkeypatch.setattr("purifier_core.lab.breaking.STEPS", 3)
     work = Work(Store(tmp_path), "quick", "mnist", "cpu", curves=False)
     cell = Cell("mnist", "vgg16", "badnets", 0.1, "broken_repair", 3000, 0, "quick")
     records = [work.compute(replace(cell, defense=name)) for name in ("broken_repair", "broken_clean", "scan_repair")]

@@ -10,7 +10,6 @@ import pytest
 from purifier_core.files import ROOT
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.comparison import Repairs
-from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.methods import ATTACKS
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import Results, look_up
@@ -158,8 +157,12 @@ def test_a_roc_curve_is_counted_from_p_values():
 
 
 def test_where_the_settings_come_from_is_told():
-    told = repairs.chosen_on()
     choice = json.loads((ROOT / "data" / "scan" / "choice.json").read_text())
-    assert choice["chosen"] in told
-    assert all(f"seed {run['seed']}" in told for run in choice["runs"])
-    assert Column("scan_repair") == repairs.OURS
+    assert repairs.chosen(choice) in repairs.chosen_on()
+    runs = [{"dataset": name, "attack": "blend", "seed": 7} for name in ("mnist", "cifar10")]
+    tried = {"a": {}, "b": {}}
+    told = repairs.chosen({"runs": runs, "means": tried, "chosen": "b"})
+    assert told.startswith(
+        "The unlearning's settings (b) were chosen among 2 on MNIST, Blend seed 7, CIFAR-10, Blend seed"
+    )
+    assert "not chosen yet" in repairs.chosen({"runs": runs, "means": {"a": {}}, "chosen": "a"})

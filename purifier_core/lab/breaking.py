@@ -21,11 +21,13 @@ EPSILONS = (8, 16)
 COUNTS = (10, 30)
 """How many poisoned images a re-poisoning has."""
 REPOISONING = Recipe(5, 0.01)
-_STEPS, _BATCH = 100, 64
+STEPS = 100
+"""Of the search of a perturbation."""
+_BATCH = 64
 
 
 def perturbation(
-    model: nn.Module, images: torch.Tensor, target: int, epsilon: int, seed: int, steps: int = _STEPS
+    model: nn.Module, images: torch.Tensor, target: int, epsilon: int, seed: int, steps: int
 ) -> torch.Tensor:
     """One change (3, H, W) of at most `epsilon` / 255 a pixel that carries uint8 images to `target`.
 
@@ -91,7 +93,7 @@ def attacked(
     found: dict[str, Any] = {kind: {} for kind in (*kinds, "repoisoned")}
     for kind, start in kinds.items():
         for epsilon in EPSILONS:
-            change = perturbation(model, start(others), target, epsilon, seed)
+            change = perturbation(model, start(others), target, epsilon, seed, STEPS)
             found[kind][str(epsilon)] = share(predict(model, moved(start(test), change)) == target)
     for count in COUNTS:
         network = repoisoned(model, images, labels, trigger, target, count, seed, augment)
