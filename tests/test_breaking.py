@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made import record
 from torch import nn
 from torch.nn import functional as F
 
@@ -78,9 +79,9 @@ def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(tmp_pa
     work = Work(Store(tmp_path), "quick", "mnist", "cpu", curves=False)
     cell = Cell("mnist", "vgg16", "badnets", 0.1, "broken_repair", 3000, 0, "quick")
     records = [work.compute(replace(cell, defense=name)) for name in ("broken_repair", "broken_clean", "scan_repair")]
-    assert [record.error for record in records] == [None] * 3
-    for record in records[:2]:
-        told = record.diagnostics["attacked"]
+    assert [one.error for one in records] == [None] * 3
+    for one in records[:2]:
+        told = one.diagnostics["attacked"]
         assert {kind: set(rates) for kind, rates in told.items()} == {
             "stamped": {"8", "16"},
             "plain": {"8", "16"},
@@ -94,14 +95,13 @@ def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(tmp_pa
     assert clean.acc == accuracy(reference, work.split.test_images, work.split.test_labels)
 
 
-def made(cell: Cell, asr: float, told: float, found: bool = True) -> Record:
+def attacked(cell: Cell, asr: float, told: float, found: bool = True) -> Record:
     kinds = {"stamped": ("8", "16"), "plain": ("8", "16"), "repoisoned": ("10", "30")}
     rates = {kind: dict.fromkeys(names, told) for kind, names in kinds.items()}
     suspects = [{"target": 5}] if found else []
     verdict = "backdoor suspected" if found else "nothing stands out"
     notes = {"attacked": rates, "verdict": verdict, "suspects": suspects}
-    data = {"fingerprint": "0" * 16, "copy": "c"}
-    return Record(cell, cell.key(), data, 0.99, asr, 10, 10, {"seconds": 1.0}, notes, {"dirty": False})
+    return record(cell, 0.99, asr, diagnostics=notes)
 
 
 def test_the_page_names_what_passes_first(tmp_path):
@@ -115,11 +115,11 @@ def test_the_page_names_what_passes_first(tmp_path):
             continue
         hidden = cell.attack == "adaptive_scan"
         if cell.defense == "none":
-            store.save(made(cell, 0.5 if cell.attack == "blend" else 1.0, 0.0))
+            store.save(attacked(cell, 0.5 if cell.attack == "blend" else 1.0, 0.0))
         elif cell.defense == "broken_repair":
-            store.save(made(cell, 1.0 if hidden else 0.01, 0.3 if hidden else 0.05, found=not hidden))
+            store.save(attacked(cell, 1.0 if hidden else 0.01, 0.3 if hidden else 0.05, found=not hidden))
         else:
-            store.save(made(cell, 0.005, 0.1))
+            store.save(attacked(cell, 0.005, 0.1))
     results = look_up(grid, store)
     first, plain, hiding, rest = breaking.passes(results)
     assert first.startswith("**MNIST, BadNets, knows the scan** passes by trigger: 100.0 % (a clean network 0.5 %)")

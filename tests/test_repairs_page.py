@@ -34,8 +34,8 @@ def filled(tmp_path, grid: Repairs, fill: Callable[[Cell], Record | None]) -> Re
     """The results of a grid whose cells `fill` gives records for."""
     store = Store(tmp_path)
     for cell in grid.cells("small"):
-        if made := fill(cell):
-            store.save(made)
+        if found := fill(cell):
+            store.save(found)
     return look_up(grid, store)
 
 

@@ -1,7 +1,6 @@
 """The findings of this book, at most five, from records: each with its number, its seeds, where it holds and where not.
 
-A finding is shown only where the seeds decide it, by the rule that the landing page states. Where new records turn it,
-it disappears from the page, and its sentence has to be written anew.
+A finding is shown only where the seeds decide it, by the landing page's rule. Where new records turn it, it disappears.
 """
 
 from collections.abc import Callable, Iterable
