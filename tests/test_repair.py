@@ -196,7 +196,7 @@ def test_what_a_killed_unlearning_needs_is_kept():
     assert torch.equal(again.newest[0].patterns, bank.newest[0].patterns)
 
 
-def test_the_lab_records_what_was_found_and_what_is_right(tmp_path, monkeypatch):
+def test_the_lab_records_what_was_found_and_what_is_right(few, tmp_path, monkeypatch):
     tiny = replace(
         PROFILES["quick"],
         width=1 / 16,
