@@ -95,7 +95,7 @@ def test_the_table_tells_what_is_left_and_the_reading_what_was_found(tmp_path):
 def test_without_records_one_line_says_so(tmp_path):
     results = filled(tmp_path, Repairs(profile="small", attack="blend", dataset="mnist"), lambda _: None)
     assert repairs.passes(results) == ["No record of Scan-repair at profile small is there yet."]
-    assert repairs.absent(results) == "No repair is recorded yet of: MNIST, Blend; MNIST, clean network."
+    assert repairs.absent(results) == "No repair is recorded yet."
     assert repairs.recorded(results) == []
     assert detection.curves(results) == {}
     assert "0 clean networks and 0 backdoored ones" in detection.reading(results)[0]

@@ -72,6 +72,8 @@ def recorded(results: Results) -> list[Any]:
 
 def absent(results: Results) -> str:
     """The rows without a record of a repair, in one line; empty where there are none."""
+    if not recorded(results):
+        return "No repair is recorded yet."
     gaps = [row_label(row) for row in results.experiment.rows(results.profile) if row not in recorded(results)]
     return f"No repair is recorded yet of: {'; '.join(gaps)}." if gaps else ""
 
