@@ -1,5 +1,6 @@
 """The zoo: every committed network is what its card says, and can be repaired from a fresh clone."""
 
+import json
 import shlex
 
 import pytest
@@ -15,6 +16,7 @@ from purifier_core.lab.cache import kept
 from purifier_core.lab.cells import TARGET_CLASS, Cell
 from purifier_core.lab.draws import derive
 from purifier_core.lab.records import Store
+from purifier_core.pages import zoo as pages
 
 NAMES = zoo.names()
 
@@ -124,9 +126,71 @@ def test_a_network_is_repaired_from_a_fresh_clone_without_training_or_data(tmp_p
     assert f"{TARGET_CLASS:02d}" not in triggered.classes
     program, *command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert program == "purifier"
-    assert cli.main(command) == 0
+    assert cli.main([*command, "--method", "bound-feature", "--held-out", "0.5"]) == 0
     report = (folder / "purified.html").read_text()
     assert "100.0 %" in report, "the ASR before"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mnist-badnets", "mnist-clean"])
+def test_one_command_tells_a_backdoored_network_from_its_clean_twin(name, tmp_path, capsys):
+    """As `purifier zoo` prints it: minutes of scan and repair, and no dataset."""
+    assert cli.main(["zoo", name, "--out", str(tmp_path / "z")]) == 0
+    _, *command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    status = cli.main([*command, "--json", str(tmp_path / "p.json")])
+    told = json.loads((tmp_path / "p.json").read_text())
+    if name.endswith("clean"):
+        assert (status, told["scan"]) == (0, "nothing stands out")
+        return
+    assert (status, told["scan"]) == (1, "backdoor suspected")
+    assert min(told["candidates"], key=lambda one: one["p"])["target"] == TARGET_CLASS
+    assert told["rates"]["ASR"]["before"]["share"] > 0.9
+    assert told["rates"]["ASR"]["after"]["share"] < 0.1
+    assert told["rates"]["RA"]["after"]["share"] > 0.9
+
+
+def outcome(scan: str, target: int, **rates: tuple[float, float]) -> dict:
+    """What data/zoo/commands.json says of one network."""
+    shares = {name: {"before": {"share": before}, "after": {"share": after}} for name, (before, after) in rates.items()}
+    best = {"family": "patch", "target": target, "p": 0.01}
+    told = {"scan": scan, "candidates": [best, best | {"family": "lines", "target": 9, "p": 0.4}], "rates": shares}
+    return told | {"target": {"index": 5} if "ASR" in rates else None, "status": 1, "cpu_seconds": 61.2}
+
+
+def test_the_page_counts_what_fails_by_name():
+    suspected, nothing = "backdoor suspected", "nothing stands out"
+    every = {
+        "good": outcome(suspected, 5, ACC=(0.99, 0.98), ASR=(1.0, 0.01), RA=(0.0, 0.97)),
+        "stays": outcome(suspected, 5, ACC=(0.99, 0.98), ASR=(1.0, 0.6)),
+        "missed": outcome(nothing, 5, ACC=(0.99, 0.98), ASR=(0.9, 0.05)),
+        "other class": outcome(suspected, 3, ACC=(0.99, 0.98), ASR=(0.9, 0.05)),
+        "weak": outcome(nothing, 5, ACC=(0.99, 0.98), ASR=(0.1, 0.0)),
+        "clean": outcome(nothing, 5, ACC=(0.99, 0.98)),
+        "alarm": outcome(suspected, 5, ACC=(0.99, 0.98)),
+    }
+    found, gone, clean, weak, missing = pages.reading(every)
+    assert found == (
+        "Of 4 networks with a backdoor that took, the scan names the attacker's class in 2 (not missed, other class)."
+    )
+    assert gone == "After the repair the ASR is at most 10 % in 3 of them (not stays)."
+    assert clean == "Of 2 clean networks nothing stands out in 1 (not alarm)."
+    assert weak == "The attack itself did not take in weak."
+    assert missing == f"Not tried yet: {', '.join(NAMES)}."
+    row = pages.table(every).loc["good"]
+    assert row["the scan"] == "backdoor suspected: class 5, patch"
+    assert row["RA, before → after"] == "0.0 → 97.0"
+    assert pages.table(every).loc["clean", "ASR, before → after"] == "–"
+    assert pages.reading({}) == ["No outcome is recorded yet."]
+
+
+def test_what_was_tried_is_what_the_zoo_holds():
+    every = pages.recorded()
+    assert every.keys() <= set(NAMES)
+    for name, one in every.items():
+        before, card = one["rates"], zoo.card(name)
+        assert ("ASR" in before) == (card["cell"]["attack"] != "none")
+        rate = before["ACC"]["before"]
+        assert rate["low"] - 0.02 <= card["acc"] <= rate["high"] + 0.02, "the same network on few images"
 
 
 def test_the_list_shows_every_network_with_its_rates(capsys):

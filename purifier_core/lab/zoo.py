@@ -67,7 +67,12 @@ def resnet18(num_classes: int = 10) -> ResNet18:
 
 
 def names() -> tuple[str, ...]:
-    """The networks that are there, by name: dataset and attack, with the network between them where it is ResNet-18."""
+    """The networks that are there, by name: dataset and attack, with the network between them where it is ResNet-18.
+
+    Raises ConfigError where there is no zoo: it is part of the repository, not of the package.
+    """
+    if not FOLDER.is_dir():
+        raise ConfigError("the zoo lies in the repository's data/zoo; take a clone, and there: pip install -e .")
     return tuple(sorted(path.parent.name for path in FOLDER.glob("*/card.json")))
 
 
@@ -116,10 +121,12 @@ def digest(state: State) -> str:
 
 def read(path: Path) -> State:
     """The tensors of a safetensors file. Raises ConfigError where it is missing or damaged."""
-    safetensors = _safetensors()
+    from safetensors import SafetensorError
+    from safetensors.torch import load as tensors
+
     try:
-        return safetensors.load(path.read_bytes())
-    except (OSError, ValueError, _error()) as problem:
+        return tensors(path.read_bytes())
+    except (OSError, ValueError, SafetensorError) as problem:
         raise ConfigError(f"{path} cannot be read ({problem}); restore the file.") from problem
 
 
@@ -154,7 +161,7 @@ def on_sample(model: nn.Module, stamp: Stamp | None, dataset: str) -> dict[str, 
 
 def write(name: str, folder: Path) -> str:
     """Write a network to `folder`: its files, and IMAGES clean and IMAGES triggered test images in a folder for each
-    class; returns the `purifier fix` command for it.
+    class; returns the `purifier fix` command that tells whether there is a backdoor, and repairs it.
 
     No image is in both. They come from the committed sample where it is large enough, and else from the dataset.
     """
@@ -176,7 +183,7 @@ def write(name: str, folder: Path) -> str:
     return (
         f"purifier fix --model {__name__}:{cell['network']} --classes {known.card['classes']} "
         f"--weights {folder / 'weights.safetensors'} --images {folder / 'clean'}{options} "
-        f"--class-index --size 32 --normalize none --held-out 0.5 --out {folder / 'purified.safetensors'}"
+        f"--class-index --size 32 --normalize none --method scan-repair --out {folder / 'purified.safetensors'}"
     )
 
 
@@ -197,17 +204,3 @@ def _save(images: torch.Tensor, labels: torch.Tensor, folder: Path) -> None:
         path = folder / f"{label:02d}" / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as problem:
-        raise ConfigError("the zoo needs the package safetensors: pip install safetensors") from problem
-    return safetensors.torch
-
-
-def _error() -> type[Exception]:
-    import safetensors
-
-    return safetensors.SafetensorError
