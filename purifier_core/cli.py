@@ -133,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, RuntimeError, OSError) as problem:
         print(f"purifier: {problem}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as problem:
+        print(f"purifier: {problem}. The experiments' packages are an extra: pip install -e '.[lab]'", file=sys.stderr)
+        return 2
 
 
 def show(results: Results, store: Store, figure: str | None = None) -> int:
@@ -236,7 +239,7 @@ def visit(store: Store, name: str | None, out: Path | None, pack: bool, page: bo
     elif out is None:
         print(json.dumps(zoo.card(name), indent=1))
     else:
-        print(f"{out} holds {name}. To repair it:\n\n  {zoo.write(name, out)}")
+        print(f"{out} holds {name}. To look for a backdoor, and repair it:\n\n  {zoo.write(name, out)}")
     return 0
 
 

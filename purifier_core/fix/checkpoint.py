@@ -94,7 +94,8 @@ def _is_state(content: Any) -> bool:
 
 
 def _from_safetensors(path: Path) -> tuple[Any, Any]:
-    safetensors = library()
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             notes = (file.metadata() or {}).get("purifier")
@@ -145,18 +146,6 @@ def _harmless() -> list[Any]:
     array = np.zeros(0).__reduce__()[0]
     olds = [(scalar, "numpy.core.multiarray.scalar"), (array, "numpy.core.multiarray._reconstruct")]
     return [argparse.Namespace, scalar, array, *olds, np.ndarray, np.dtype, *kinds, *paths]
-
-
-def library() -> Any:
-    """The package safetensors; ConfigError where it is missing."""
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as problem:
-        raise ConfigError(
-            "files ending in .safetensors need the package safetensors: pip install safetensors, or use .pt."
-        ) from problem
-    return safetensors
 
 
 def _some(names: list[str]) -> str:

@@ -78,7 +78,9 @@ def write(network: Wrapped, path: Path, suffix: str, **notes: Any) -> None:
     # copies: tensors that share memory are none for safetensors
     state = {n: t.detach().cpu().contiguous().clone() for n, t in network.model.state_dict().items()}
     if suffix == ".safetensors":
-        checkpoint.library().torch.save_file(state, path, metadata={"format": "pt", "purifier": json.dumps(notes)})
+        from safetensors.torch import save_file
+
+        save_file(state, path, metadata={"format": "pt", "purifier": json.dumps(notes)})
     else:
         save_tensors({"state": state, "purifier": notes}, path)
 

@@ -188,7 +188,7 @@ def _from_torchvision(name: str) -> tuple[np.ndarray, ...]:
     try:
         from torchvision import datasets
     except ImportError as problem:
-        raise DataError(_ways_out(name, str(problem))) from problem
+        raise DataError(_ways_out(name, f"{problem}: pip install torchvision")) from problem
     arrays: list[np.ndarray] = []
     try:
         for train in (True, False):
