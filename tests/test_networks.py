@@ -175,7 +175,7 @@ def half() -> nn.Module:
 
 
 def quantized() -> nn.Module:
-    return nn.Sequential(nn.ReLU(), torch.ao.nn.quantized.FloatFunctional(), plain())
+    return torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear})
 
 
 @pytest.mark.parametrize(
@@ -254,3 +254,20 @@ def test_the_rows_of_the_books_table(name):
     else:
         assert row["what happens"] == "bounded; the given network again without its units"
         assert int(row["units"]) > 1
+
+
+REFUSED_FORMS = {
+    "images with the channels last": "channels last; give images.permute",
+    "images in a DataLoader": "torch.cat([images for images, _ in loader])",
+    "larger images afterwards": "granularity='channel'",
+}
+
+
+@pytest.mark.parametrize("name", networks.FORMS)
+def test_the_rows_of_the_books_table_of_forms(name):
+    found = networks.taken(networks.FORMS[name])
+    if name in REFUSED_FORMS:
+        assert found.startswith("refused: ")
+        assert REFUSED_FORMS[name] in found
+    else:
+        assert found == "taken as it is"

@@ -8,9 +8,13 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 from purifier_core.bounds import bound
 from purifier_core.evaluation import logits_of
+from purifier_core.purifier import purify
+from purifier_core.recipes import Recipe
 from purifier_core.sites import detach, find, unwrapped
 
 COUNT, CLASSES = 10, 10  # images and classes of every case
@@ -66,7 +70,7 @@ def _exported() -> Any:
 
 
 def _quantized() -> nn.Module:
-    return nn.Sequential(torch.ao.nn.quantized.FloatFunctional(), _torchvision("resnet18"))
+    return torch.ao.quantization.quantize_dynamic(_torchvision("resnet18"), {nn.Linear})
 
 
 CASES: dict[str, tuple[int, Callable[[], Any]]] = {
@@ -74,6 +78,7 @@ CASES: dict[str, tuple[int, Callable[[], Any]]] = {
     "torchvision mobilenet_v3_small": (64, lambda: _torchvision("mobilenet_v3_small")),
     "torchvision densenet121": (64, lambda: _torchvision("densenet121")),
     "torchvision convnext_tiny": (64, lambda: _torchvision("convnext_tiny")),
+    "torchvision vit_b_32": (224, lambda: _torchvision("vit_b_32")),
     "torchvision swin_t": (64, lambda: _torchvision("swin_t")),
     "timm resnet10t": (64, lambda: _timm("resnet10t")),
     "timm vit_tiny_patch16_224": (224, lambda: _timm("vit_tiny_patch16_224")),
@@ -94,9 +99,48 @@ CASES: dict[str, tuple[int, Callable[[], Any]]] = {
 """By name: the size of the images, and what makes the network."""
 
 
+def _purified(model: nn.Module, images: torch.Tensor, labels: Any) -> Any:
+    return purify(model, images, labels, granularity="channel", stages=(Recipe(1, 0.01),) * 2)
+
+
+FORMS: dict[str, Callable[[nn.Module, Any, Any], Any]] = {
+    "images as a NumPy array": lambda model, images, _: bound(model, images.numpy()),
+    "images as floats from 0 to 1": lambda model, images, _: bound(model, images / 255),
+    "images with the channels last": lambda model, images, _: bound(model, images.permute(0, 2, 3, 1)),
+    "images in a DataLoader": lambda model, images, _: bound(model, DataLoader(TensorDataset(images))),  # type: ignore[arg-type]
+    "labels as floats": lambda model, images, labels: _purified(model, images, labels.float()),
+    "labels one-hot": lambda model, images, labels: _purified(model, images, functional.one_hot(labels)),
+    "larger images afterwards": lambda model, images, _: bound(model, images)(_larger(images)),
+    "larger images afterwards, units of channels": lambda m, images, _: bound(m, images, "channel")(_larger(images)),
+}
+"""By name: another form of images or labels than usual, given to a ResNet-18 that takes 64 x 64 pixels."""
+
+
+def _larger(images: torch.Tensor) -> torch.Tensor:
+    return functional.interpolate(images / 255, scale_factor=1.5)
+
+
 def table() -> pd.DataFrame:
     """A row for each of CASES: its units, their first and last feature map, and what happens to it."""
     return pd.DataFrame.from_dict({name: outcome(*case) for name, case in CASES.items()}, orient="index")
+
+
+def forms() -> pd.DataFrame:
+    """A row for each of FORMS, and what happens."""
+    return pd.DataFrame.from_dict({name: {"what happens": taken(use)} for name, use in FORMS.items()}, orient="index")
+
+
+def taken(use: Callable[[nn.Module, Any, Any], Any]) -> str:
+    """What one of FORMS comes to."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no bounds keep the budget")  # the images are noise
+        torch.manual_seed(0)
+        model, images = _torchvision("resnet18").eval(), torch.randint(0, 256, (COUNT, 3, 64, 64), dtype=torch.uint8)
+        try:
+            use(model, images, torch.arange(COUNT) % CLASSES)
+        except ValueError as problem:
+            return f"refused: {problem}"
+    return "taken as it is"
 
 
 def outcome(size: int, make: Callable[[], Any]) -> dict[str, str]:
