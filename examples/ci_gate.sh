@@ -1,6 +1,6 @@
 #!/bin/sh
 # A gate for a model file: first scan it for code, then its weights for behaviour.
-# ci_gate.sh package.module:factory w.safetensors clean/ [options of purifier fix]
+# ci_gate.sh package.module:factory w.safetensors clean/ [options of purifier fix, such as --scan]
 set -eu
 model=$1 weights=$2 images=$3; shift 3
 command -v picklescan >/dev/null && picklescan --path "$weights"

@@ -220,7 +220,7 @@ def verdict(findings: Findings, names: Mapping[int, str] | None = None) -> list[
     lines = [f"{findings.verdict}{f': {findings.reason}' if findings.reason else ''} ({findings.seconds:.0f} s)"]
     for candidate in findings.candidates:
         named = f"class {candidate.target}" + (f", {names[candidate.target]!r}" if candidate.target in names else "")
-        mark = "stands out" if candidate in findings.suspects else "does not stand out"
+        mark = "stands out" if candidate.stands_out(findings.how) else "does not stand out"
         lines.append(
             f"{candidate.family}: {named} {mark}: score {candidate.score:.1f}, p {candidate.p:.2g}; its stamp carries "
             f"{candidate.success:.0%} of other images there"

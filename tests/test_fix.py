@@ -191,6 +191,7 @@ TOLD = [
     ("", {"model": "reader_net:broken"}, "no such file. A factory"),
     ("", {"classes": 5}, "in the file and"),
     ("", {"unlabelled": True, "method": "cube"}, "needs labels"),
+    ("", {"unlabelled": True, "scan": True}, "--scan needs labels"),
     ("", {"method": "bounds"}, "method='bounds' is not known"),
     ("", {"epochs": 3}, "--epochs: not for method bound-feature"),
     ("", {"method": "cube", "quantile": 0.9}, "--quantile: not for method cube"),
@@ -286,7 +287,7 @@ def test_one_class_is_enough_for_bounds(here, capsys):
     assert "the folder 'crow', numbered 0, is predicted as class 2" in capsys.readouterr().err
     (here / "names.txt").write_text("<dove>\nblue jay\ncrow\n")
     assert cli.main(given(here / "p.pt", images=clean, class_names=here / "names.txt")) in DONE
-    assert "3 outputs; folders: 2 crow" in shown(here / "p.html")
+    assert "3 outputs; folders: crow (2)" in shown(here / "p.html")
 
 
 def test_a_purified_file_is_not_purified_again(here, capsys):
@@ -299,7 +300,7 @@ def test_ctrl_c_writes_nothing(here, monkeypatch, capsys):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "_purified", stopped)
+    monkeypatch.setattr(run.methods, "purified", stopped)
     assert cli.main(given(here / "p.pt")) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert list(here.iterdir()) == []

@@ -90,7 +90,7 @@ def test_a_weak_network_on_few_images_is_not_called_permuted(few):
 def test_an_accuracy_of_chance_stops():
     labels = torch.arange(300) % 10
     predicted = torch.randint(10, (300,), generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ConfigError, match=r"chance is 10\.0%: are these its weights"):
+    with pytest.raises(ConfigError, match=r"chance is 10\.0 %: are these its weights"):
         gate.check_labels(gate.Reading(labels, predicted, gate.match(labels, predicted)), {}, 10)
 
 
@@ -161,6 +161,20 @@ def test_the_middle_is_cut_as_torchvision_does(tmp_path):
     theirs = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(24)])(Image.open(tmp_path / "a.png"))
     ours, _ = images.read(tmp_path / "a.png", pixels.Pixels(size=24, resize=32))
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_crop_cuts_the_middle_and_by_default_the_image_is_stretched(tmp_path):
+    image = np.zeros((24, 48, 3), dtype=np.uint8)
+    image[:, 12:36] = 200  # the middle
+    Image.fromarray(image).save(tmp_path / "a.png")
+    for crop, least in ((True, 200), (False, 0)):
+        chosen = pixels.choose(options(size=24, crop=crop), 3, None)
+        assert images.stack([tmp_path / "a.png"], chosen).images.min() == least
+
+
+def test_of_several_outputs_it_is_said_which_is_taken(here, capsys):
+    assert cli.main(given(here / "p.pt", model="reader_net:pair", budget=0.2, max_drop=0.1)) == 0
+    assert "the network gives a tuple; the first of 2 outputs is taken" in capsys.readouterr().out
 
 
 def test_the_order_of_classes():

@@ -20,7 +20,7 @@ from reader import here as here
 from reader import reader as reader
 from torch import nn
 
-from purifier_core import cli
+from purifier_core import cli, progress
 from purifier_core.bounds import bound
 from purifier_core.fix import costs, measure, outcome
 from purifier_core.fix.measure import Comparison, Suppressed
@@ -70,7 +70,7 @@ def test_findings(comparison, more, kinds):
 
 def test_too_few_images_say_how_many_it_takes():
     (found,) = outcome.findings(OPTIONS, compared(0, 4))
-    assert found.text == "Too few images to judge: 4 held out, and a share of 1.0% takes 100"
+    assert found.text == "Too few images to judge: 4 held out, and a share of 1.0 % takes 100"
     assert found.advice == "Give 400 clean images or more, of which 100 are held out."
 
 
@@ -78,6 +78,9 @@ def test_a_scans_verdict_is_a_finding():
     suspected = SimpleNamespace(verdict="backdoor suspected")
     assert [f.kind for f in outcome.findings(OPTIONS, compared(0, 100), suspected)] == ["backdoor_suspected"]
     assert not outcome.findings(OPTIONS, compared(0, 100), SimpleNamespace(verdict="nothing stands out"))
+    unclear = SimpleNamespace(verdict="cannot tell", reason="3 classes are too few to compare")
+    (found,) = outcome.findings(OPTIONS, compared(0, 100), unclear)
+    assert (found.kind, found.text) == ("scan_unclear", "The scan cannot tell: 3 classes are too few to compare")
 
 
 def test_a_repair_within_budget_ends_with_0(here, capsys):
@@ -132,7 +135,7 @@ def test_the_json_is_described_in_the_book(here):
     results = json.loads((here / "p.json").read_text())
     book = (Path(__file__).parent.parent / "book" / "running.md").read_text()
     assert [name for name in results if f"`{name}`" not in book] == []
-    kinds = set(re.findall(r'"(\w+)",\n', Path(outcome.__file__).read_text())) | {"backdoor_suspected"}
+    kinds = set(re.findall(r'"(\w+)",\n', Path(outcome.__file__).read_text())) | {"backdoor_suspected", "scan_unclear"}
     assert {kind for kind in kinds if f"`{kind}`" not in book} == set()
 
 
@@ -158,11 +161,32 @@ def test_suppression_is_shown_beside_triggered_images_only(here):
     assert "Which units suppress" in (here / "q.html").read_text()
 
 
-def test_quiet_prints_nothing_but_errors(here, capsys):
+def test_quiet_prints_nothing_but_errors(here, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
     assert cli.main(given(here / "p.pt", quiet=True, **WITHIN)) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
     assert cli.main(given(here / "p.pt", quiet=True)) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_triggered_images_in_class_folders_give_the_robust_accuracy(here):
+    """`stamped` holds all images in one folder; here each lies in its class's."""
+    for path in Path("stamped").iterdir():
+        folder = here / "in" / ("<dove>", "blue jay", "crow")[int(path.name[0])]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    arguments = given(here / "p.pt", triggered=here / "in", target="crow", json=here / "p.json")
+    assert cli.main([*arguments, "--weights", "bad.safetensors"]) in (0, 1)
+    rates = json.loads((here / "p.json").read_text())["rates"]
+    assert rates["RA"]["before"]["count"] == rates["RA"]["after"]["count"] == 28, "two classes of 14 are not the target"
+    assert rates["RA"]["before"]["share"] < 0.1
+    assert rates["RA"]["after"]["share"] > 0.5
+    assert "RA: triggered images of other classes predicted as their own" in (here / "p.html").read_text()
+    plain = given(here / "q.pt", triggered="stamped", target="crow", json=here / "q.json")
+    cli.main([*plain, "--weights", "bad.safetensors"])
+    other = json.loads((here / "q.json").read_text())["rates"]
+    assert "RA" not in other
+    assert other["ASR"] == rates["ASR"], "the same images"
 
 
 def test_heat_lies_where_the_image_is_cut():

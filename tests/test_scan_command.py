@@ -1,6 +1,7 @@
 """`purifier scan` as a reader runs it, on a network and a folder of images of their own."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,17 @@ import pytest
 import torch
 from PIL import Image
 from reader import bird, normalised, trained
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from purifier_core import cli
+from purifier_core.fix import methods, weights
 from purifier_core.fix.images import anywhere, stack
 from purifier_core.fix.pixels import Pixels
 from purifier_core.fix.search import picture
+from purifier_core.recipes import Scanning, Unlearning
+from purifier_core.repairing import repair
+from purifier_core.scanning import NOTHING, SUSPECTED, UNCLEAR, scan
+from purifier_core.sites import detach
 from purifier_core.stamps import Stamps
 
 MODULE = """
@@ -59,11 +65,51 @@ def test_it_names_the_class_and_shows_the_trigger(birds, tmp_path, monkeypatch, 
     found = json.loads((tmp_path / "found.json").read_text())
     patch = found["candidates"][2]
     assert (patch["family"], patch["target"], patch["name"]) == ("patch", 4, "bird 4")
+    assert (found["schema"], found["status"]) == ("purifier-scan/1", status)
     assert found["verdict"] in printed
     assert status == int(found["verdict"] != "nothing stands out")
     assert f"patch: class 4, 'bird 4' {'stands out' if patch['p'] < 0.05 else 'does not'}" in printed
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["lines.png", "patch.png", "pixel.png"]
     assert Image.open(tmp_path / "p" / "patch.png").size == (24, 24)
+
+
+def fixed(folder: Path, **more) -> tuple[int, dict, str]:
+    """Exit status, JSON and page of `purifier fix` on the birds' network."""
+    plain = {"model": "birds_net.py:make", "weights": "w.safetensors", "images": "clean", "size": 24}
+    words = plain | {"out": folder / "p.pt", "json": folder / "p.json"} | more
+    flags = [[f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])] for name, value in words.items()]
+    status = cli.main(["fix", *(word for flag in flags for word in flag)])
+    return status, json.loads((folder / "p.json").read_text()), (folder / "p.html").read_text()
+
+
+def test_a_repair_can_begin_with_a_scan(birds, tmp_path, monkeypatch):
+    """The report then opens with its verdict, its class, and a picture of each stamp."""
+    monkeypatch.chdir(birds)
+    status, told, page = fixed(tmp_path, scan=True, budget=0.5, max_drop=0.5)
+    assert (status, told["scan"], [one["kind"] for one in told["findings"]]) == (1, UNCLEAR, ["scan_unclear"])
+    assert "The scan cannot tell: 90 images are too few; give at least 100" in page
+    patch = told["candidates"][2]
+    assert (patch["family"], patch["target"], patch["name"]) == ("patch", 4, "bird 4")
+    answer = page.partition("<h2>Was there a backdoor?</h2>")[2].partition("<h2>")[0]
+    assert f"The scan: {told['scan']}" in answer
+    assert "patch: class 4, &#x27;bird 4&#x27; stands out" in answer
+    assert answer.count("<img") == 3
+
+
+@pytest.mark.parametrize("stands_out", [True, False])
+def test_what_stands_out_is_unlearned_and_else_the_network_is_bounded(birds, tmp_path, monkeypatch, stands_out):
+    monkeypatch.chdir(birds)
+    monkeypatch.setattr(methods, "scan", partial(scan, how=Scanning(works=0.5, level=float(stands_out))))
+    monkeypatch.setattr(methods, "repair", partial(repair, how=Unlearning(seen=100, searches=1, steps=2, renewed=2)))
+    status, told, page = fixed(tmp_path, method="scan-repair", max_drop=1.0, held_out=0.15)
+    assert told["scan"] == (SUSPECTED if stands_out else NOTHING)
+    assert ("nothing was unlearned" in page) != stands_out
+    assert status == stands_out
+    namespace: dict = {}
+    exec(MODULE, namespace)
+    plain = weights.load(namespace["make"](), tmp_path / "p.pt")
+    given = load_file("w.safetensors")
+    assert all(torch.equal(tensor, given[n]) for n, tensor in detach(plain).state_dict().items()) != stands_out
 
 
 def test_a_patch_is_shown_on_grey():

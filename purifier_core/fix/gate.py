@@ -114,8 +114,8 @@ def check_labels(given: Reading, names: dict[int, str], outputs: int) -> None:
     enough = min(3 * chance, chance + (1 - chance) / 5)
     if accuracy.interval[1] < enough:
         raise ConfigError(
-            f"the given model is right on {accuracy} of {accuracy.count} images, and chance is {chance:.1%}: are these "
-            f"its weights, its classes ({ORDERS}) and its pixels (--normalize, --size, --crop)? {WAY_OUT}"
+            f"the given model is right on {accuracy} of {accuracy.count} images, and chance is {100 * chance:.1f} %: "
+            f"are these its weights, its classes ({ORDERS}) and its pixels (--normalize, --size, --crop)? {WAY_OUT}"
         )
 
 

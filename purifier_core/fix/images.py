@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from purifier_core.checks import ConfigError
-from purifier_core.fix.classes import numbered
+from purifier_core.fix.classes import numbered, read_names
 from purifier_core.fix.options import Options
 from purifier_core.fix.pixels import Pixels
 from purifier_core.progress import progress
@@ -57,6 +57,19 @@ def anywhere(folder: Path) -> Folder:
     kinds = Counter(path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in ENDINGS)
     others = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(5))
     return Folder(paths, notes=(f"left out of {folder}, as no images: {others}",) if kinds else ())
+
+
+def of_classes(top: Path, names: dict[int, str], options: Options) -> Folder:
+    """Every image below a folder, as `anywhere`; with labels where each lies in a folder with a class's name."""
+    every, numbers = anywhere(top), {name: number for number, name in names.items()}
+    inside = [path.relative_to(top).parts[0] for path in every.paths]
+    if options.class_index:  # also of classes without clean images
+        numbers |= {name: int(name) for name in inside if name.isdecimal()}
+    elif options.class_names:
+        numbers = read_names(options.class_names)
+    if not all(name in numbers for name in inside):
+        return every
+    return replace(every, labels=torch.tensor([numbers[name] for name in inside]))
 
 
 def by_class(options: Options) -> Folder:

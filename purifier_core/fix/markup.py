@@ -63,9 +63,11 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --text: #1c1e21; --page: #fff; --line: #d0d4d9; --soft: #f3f4f6; --bar: #7c3aed; }
+:root { color-scheme: light dark; --text: #1c1e21; --page: #fff; --line: #d0d4d9; --soft: #f3f4f6; --bar: #7c3aed;
+  --fine: #15803d; --finding: #c2410c; }
 @media (prefers-color-scheme: dark) {
-  :root { --text: #e4e6e9; --page: #15171a; --line: #3b4046; --soft: #22262a; --bar: #b794f6; }
+  :root { --text: #e4e6e9; --page: #15171a; --line: #3b4046; --soft: #22262a; --bar: #b794f6;
+    --fine: #4ade80; --finding: #fb923c; }
 }
 body { max-width: 52rem; margin: 0 auto; padding: 1rem; color: var(--text); background: var(--page);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -77,10 +79,14 @@ thead th { border-bottom: 1px solid var(--line); } tbody th { font-weight: 400; 
 thead th, td, .prose th { overflow-wrap: normal; } .prose td { overflow-wrap: anywhere; }
 .numbers tbody th { min-width: 7rem; } small, thead th { white-space: nowrap; }
 .box { border: 2px solid var(--bar); border-radius: .4rem; padding: 0 1rem; }
-.result { font-size: 1.1rem; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }
+.result { font-size: 1.1rem; border-left: .3rem solid var(--fine); padding-left: .8rem; }
+.result.finding { border-color: var(--finding); }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(11rem, 44%), 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { width: 50%; image-rendering: auto; } figure img:only-of-type { width: 75%; }
 figcaption { font-size: .8rem; }
+@media (max-width: 30rem) {
+  th, td { padding: .35rem .3rem; } .numbers tbody th { min-width: 5.5rem; } ul { padding-left: 1.2rem; }
+}
 pre { padding: .75rem; overflow-x: auto; background: var(--soft); } details { margin-top: .75rem; }
 """
 

@@ -54,7 +54,8 @@ class Suppressed:
 class Comparison:
     """Predicted classes (N,) of clean images before and after, and (M,) of triggered ones where there are such.
 
-    target: the class that the ASR counts; `guessed` if it is only the one most predicted before.
+    labels (N,), triggered_labels (M,): the classes that the images are of. target: the class that the ASR counts;
+    `guessed` if it is only the one most predicted before.
     """
 
     sites: tuple[str, ...]
@@ -65,6 +66,7 @@ class Comparison:
     triggered_before: torch.Tensor | None = None
     triggered_after: torch.Tensor | None = None
     triggered_suppressed: Suppressed | None = None
+    triggered_labels: torch.Tensor | None = None
     target: int | None = None
     guessed: bool = False
 
@@ -82,12 +84,19 @@ class Comparison:
         return rate(self.before.ne(self.after))
 
     def rates(self) -> dict[str, tuple[Rate, Rate]]:
-        """ACC where there are labels, and ASR where there are triggered images, before and after."""
+        """ACC where there are labels, ASR where there are triggered images, and RA where both are, before and after.
+
+        RA, the robust accuracy, counts triggered images of other classes than the target that are predicted rightly.
+        """
         found = {}
         if self.labels is not None:
             found["ACC"] = (rate(self.before.eq(self.labels)), rate(self.after.eq(self.labels)))
         if self.target is not None and self.triggered_before is not None and self.triggered_after is not None:
             found["ASR"] = (rate(self.triggered_before.eq(self.target)), rate(self.triggered_after.eq(self.target)))
+            wanted = self.triggered_labels
+            if wanted is not None and (others := wanted.ne(self.target)).any():
+                right = [p.eq(wanted)[others] for p in (self.triggered_before, self.triggered_after)]
+                found["RA"] = (rate(right[0]), rate(right[1]))
         return found
 
     def most(self) -> list[tuple[str, float, float | None]]:

@@ -29,6 +29,7 @@ class Options:
     images: Path = option("clean images, in a folder for each class", kind=Path)
     out: Path = option("the file for the purified weights; the report goes beside it, as .html", kind=Path)
     method: str = option(f"{', '.join(METHODS)}; by default {DEFAULT}", DEFAULT)
+    scan: bool = option("first look for a backdoor, and report it; scan-repair always does", False, bool)
     weights_key: str | None = option("the entry of a checkpoint that holds the weights, such as state_dict_ema", None)
     classes: int | None = option("call the factory with num_classes=N", None, int)
     unlabelled: bool = option("there are no class folders: take images anywhere below the folder", False, bool)
@@ -84,6 +85,8 @@ class Options:
             raise ConfigError(f"{' and '.join(given)}: not for method {self.method}, which does not use it.")
         if self.unlabelled and not self.bounds:
             raise ConfigError(f"method {self.method} needs labels; without them take {', '.join(METHODS[:3])}.")
+        if self.unlabelled and self.scan:
+            raise ConfigError("--scan needs labels, and --unlabelled gives none.")
         if self.quantile is not None and self.budget is not None:
             raise ConfigError("--budget chooses the quantile that --quantile fixes; give one of them.")
         if self.target is not None and self.triggered is None:
@@ -104,7 +107,7 @@ class Options:
 
     @property
     def repairs(self) -> bool:
-        """Whether the method looks for a backdoor first, and changes nothing where none stands out."""
+        """Whether the method looks for a backdoor first, and unlearns what stands out."""
         return self.method == "scan-repair"
 
     @property

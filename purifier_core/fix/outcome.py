@@ -6,7 +6,7 @@ from typing import Any
 
 from purifier_core.fix.measure import Comparison, Rate
 from purifier_core.fix.options import Options
-from purifier_core.scanning import SUSPECTED
+from purifier_core.scanning import SUSPECTED, UNCLEAR, Findings
 
 SCHEMA = "purifier-fix/1"
 """Name and version of the JSON. The number rises when an entry is renamed, removed, or changes its meaning."""
@@ -40,14 +40,22 @@ def status(found: tuple[Finding, ...]) -> int:
 def headline(options: Options, comparison: Comparison, found: tuple[Finding, ...]) -> str:
     """The result in one line."""
     if found:
-        return "; ".join(finding.text for finding in found)
-    if comparison.triggered_after is None:
-        return "Nothing speaks against the result. Whether there is a backdoor was not measured."
-    return "The given trigger no longer works, and little else changed."
+        return ". ".join(finding.text for finding in found)
+    if "ASR" in (rates := comparison.rates()):
+        worked = rates["ASR"][0].share > options.max_asr
+        return "The given trigger " + (
+            "no longer works, and little else changed." if worked else "does not work, and did not before."
+        )
+    if options.scan or options.repairs:
+        return "Nothing stands out in the scan, and nothing speaks against the result."
+    return "Nothing speaks against the result. Whether there is a backdoor was not measured."
 
 
 def _scanned(scan: Any) -> Finding | None:
-    if getattr(scan, "verdict", None) != SUSPECTED:
+    verdict = getattr(scan, "verdict", None)
+    if verdict == UNCLEAR:
+        return Finding("scan_unclear", f"The scan cannot tell: {scan.reason}", "Let the scan tell, or do without it.")
+    if verdict != SUSPECTED:
         return None
     return Finding("backdoor_suspected", "The scan suspects a backdoor", "Do not use the weights that were given.")
 
@@ -58,7 +66,7 @@ def _asr(options: Options, comparison: Comparison) -> Finding | None:
         return None
     return Finding(
         "asr_stays",
-        f"The trigger still works: ASR {rates['ASR'][1]}, allowed {options.max_asr:.1%}",
+        f"The trigger still works: ASR {rates['ASR'][1]}, allowed {100 * options.max_asr:.1f} %",
         "Do not use the purified weights. Try another method, or train a new network on data that you trust.",
     )
 
@@ -79,7 +87,7 @@ def _budget(options: Options, comparison: Comparison) -> Finding | None:
         return None
     return Finding(
         "budget_missed",
-        f"The budget is missed: {comparison.changed} of the held-out predictions changed, allowed {budget:.1%}",
+        f"The budget is missed: {comparison.changed} of the held-out predictions changed, allowed {100 * budget:.1f} %",
         "Give more clean images: bounds from few images cut what they have not seen. Or allow more with --budget.",
     )
 
@@ -95,7 +103,7 @@ def _few(options: Options, comparison: Comparison) -> Finding | None:
     total, count = math.ceil(needed / options.held_out), comparison.changed.count
     return Finding(
         "too_few_images",
-        f"Too few images to judge: {count} held out, and a share of {min(shares):.1%} takes {needed}",
+        f"Too few images to judge: {count} held out, and a share of {100 * min(shares):.1f} % takes {needed}",
         f"Give {total} clean images or more, of which {needed} are held out.",
     )
 
@@ -117,6 +125,7 @@ def as_json(facts: Any, comparison: Comparison, written: str) -> dict[str, Any]:
         "status": status(found),
         "findings": [{"kind": f.kind, "text": f.text, "advice": f.advice} for f in found],
         "scan": facts.scan_verdict,
+        "candidates": [] if facts.scan is None else candidates(facts.scan, facts.names),
         "model": options.model,
         "weights": {"file": str(options.weights), "sha256": facts.read, "entry": facts.entry},
         "purified": {"file": str(options.out), "sha256": written, "report": str(options.report)},
@@ -142,6 +151,12 @@ def as_json(facts: Any, comparison: Comparison, written: str) -> dict[str, Any]:
         "date": facts.date,
         "provenance": facts.provenance,
     }
+
+
+def candidates(findings: Findings, names: dict[int, str]) -> list[dict[str, Any]]:
+    """What a scan found in each family of stamps, as plain values, without the stamps."""
+    every = [{n: value for n, value in vars(one).items() if n != "stamp"} for one in findings.candidates]
+    return [plain | {"name": names.get(plain["target"])} for plain in every]
 
 
 def _rate(rate: Rate) -> dict[str, Any]:

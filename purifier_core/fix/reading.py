@@ -1,5 +1,8 @@
 """What a run of `purifier fix` reads: images, split in two, and whether they, the labels and the model fit."""
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,13 @@ class Images:
     stamped: Folder | None
     triggered: Pictures | None
 
+    @property
+    def stamped_labels(self) -> torch.Tensor | None:
+        """The classes that the triggered images are of, where each lies in a folder of a class."""
+        if self.stamped is None or self.triggered is None or self.stamped.labels is None:
+            return None
+        return self.stamped.labels[self.triggered.places]
+
     def labels(self, index: torch.Tensor) -> torch.Tensor | None:
         """The labels of some pictures, where there are any."""
         return None if self.folder.labels is None else self.folder.labels[self.pictures.places[index]]
@@ -52,7 +62,7 @@ class Images:
 def choose(options: Options, pixels: Pixels) -> Images:
     """The images that the options name, read and split; raises ConfigError where there are too few, or none."""
     folder = folders.anywhere(options.images) if options.unlabelled else folders.by_class(options)
-    stamped = folders.anywhere(options.triggered) if options.triggered else None
+    stamped = folders.of_classes(options.triggered, folder.names, options) if options.triggered else None
     if not options.bounds and len(folder.names) < 2:
         raise ConfigError(f"{options.images} holds one class, {folder.names}; {options.method} needs two.")
     _enough(len(folder.paths), options)
@@ -103,8 +113,8 @@ def check_model(model: Prepared, example: torch.Tensor, chosen: Images, options:
     except TypeError as problem:
         raise ConfigError(f"{problem}.") from problem
     if logits is not output:
-        taken = "its logits" if not isinstance(output, (tuple, list)) else f"the first of {len(output)} outputs"
-        say(f"the network gives a {type(output).__name__}; {taken} are taken")
+        taken = "its logits are" if not isinstance(output, (tuple, list)) else f"the first of {len(output)} outputs is"
+        say(f"the network gives a {type(output).__name__}; {taken} taken")
     if logits.ndim != 2 or logits.shape[1] < 2:
         shown = tuple(logits.shape)
         raise ConfigError(f"the model gives {shown} for 2 images of {shape}; needed: logits of shape (2, classes).")
@@ -133,6 +143,16 @@ def check_inputs(model: Prepared, chosen: Images, pixels: Pixels, outputs: int, 
         say(f"warning: {problem}")
     else:
         say(f"the given model is right on {accuracy} of {accuracy.count} labelled images")
+
+
+@contextmanager
+def silent(quiet: bool) -> Iterator[None]:
+    """Inside, nothing is printed, progress included, if `quiet`; what is raised is left to the caller."""
+    if not quiet:
+        yield
+        return
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
 
 
 def say(text: str) -> None:

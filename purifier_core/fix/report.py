@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from purifier_core.fix.limits import limits
 from purifier_core.fix.markup import figure, gallery, items, page, picture, table
 from purifier_core.fix.measure import Comparison, Rate
 from purifier_core.fix.options import Options
 from purifier_core.fix.outcome import Finding, headline
 from purifier_core.fix.pixels import Pixels
-from purifier_core.scanning import Findings, verdict
+from purifier_core.scanning import NOTHING, Findings, verdict
 from purifier_core.stamps import picture as picture_of
 from purifier_core.training import Effort
 
@@ -59,7 +60,8 @@ class Facts:
 
     def name(self, label: int) -> str:
         """A class by its folder's name and its number."""
-        return f"{self.names[label]} ({label})" if label in self.names else f"class {label}"
+        name = self.names.get(label, str(label))
+        return f"class {label}" if name.isdecimal() and int(name) == label else f"{name} ({label})"
 
 
 def summary(facts: Facts, comparison: Comparison) -> list[str]:
@@ -69,56 +71,15 @@ def summary(facts: Facts, comparison: Comparison) -> list[str]:
     return [*lines, headline(facts.options, comparison, facts.findings)]
 
 
-def limits(options: Options, comparison: Comparison) -> list[str]:
-    """What the result does not show, for this method and these inputs."""
-    lines = ["No proof that the network is clean: an accuracy that stays does not say that no backdoor is left."]
-    if comparison.triggered_before is None:
-        lines.append(
-            "Without images that carry the attacker's trigger (--triggered) the attack success rate cannot be "
-            "measured. It is unknown, not low."
-        )
-    else:
-        lines.append("The ASR holds for the trigger in the given images. Another trigger may work on.")
-    if comparison.guessed:
-        lines.append(
-            "The target was not given. The ASR counts the class that the model before predicted most often for the "
-            "triggered images, which need not be the attacker's."
-        )
-    if options.repairs:
-        lines.append(
-            "The scan looks for one stamp that carries all images to a class. A trigger that follows the image, or "
-            "that the scan does not reach, is not unlearned."
-        )
-    if options.bounds or options.repairs:
-        lines += [
-            "Bounds cut off what no clean image reaches. A trigger whose activations stay below them passes: in this "
-            "project's measurements on full datasets Blend's and SIG's, faint and all over the image, mostly did.",
-            "An attacker who expects bounds may train a network to stay below them.",
-        ]
-    else:
-        lines.append(
-            "Training starts from the given weights, backdoor included. In this project's measurements that left "
-            "BadNets in place with granularity channel and feature, and cost much accuracy with cube; bounds of "
-            "granularity feature removed it, or nearly."
-        )
-    if comparison.labels is None:
-        lines.append("Without labels nothing told whether the pixels were normalised as the model wants them.")
-    return [
-        *lines,
-        "The clean images are taken to be clean. A few stamped ones among them can be enough to let the trigger pass.",
-        "Held-out images come from the same folder. On other data the accuracy may be different; if the model was "
-        "trained on these images, it is likely lower elsewhere, before and after.",
-        "The intervals are about the choice of images alone, not about another seed or another training.",
-    ]
-
-
 def whole(facts: Facts, comparison: Comparison, written: str) -> str:
     """The report as HTML; `written` is the SHA-256 of the purified weights."""
     options = facts.options
     title = f"Report on {options.weights.name}"
+    result = headline(options, comparison, facts.findings).removesuffix(".") + "."
+    mark = "finding" if facts.findings else "fine"
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="result">{escape(headline(options, comparison, facts.findings))}.</p>'.replace("..<", ".<"),
+        f'<p class="result {mark}">{escape(result)}</p>',
         "<h2>Was there a backdoor?</h2>",
         *_backdoor(facts, comparison),
         "<h2>What was done</h2>",
@@ -144,24 +105,35 @@ def _backdoor(facts: Facts, comparison: Comparison) -> list[str]:
     """A scan's verdict with the stamps that it found; without one, what the triggered images say."""
     if facts.scan is not None:
         first, *families = verdict(facts.scan, facts.names)
-        stamps = [picture_of(candidate.stamp).cpu() for candidate in facts.scan.candidates]
-        shown = [figure([picture(stamp)], text, [text]) for stamp, text in zip(stamps, families, strict=True)]
+        pairs = sorted(zip(facts.scan.candidates, families, strict=True), key=lambda pair: pair[0].p)
+        shown = [figure([picture(picture_of(one.stamp).cpu())], text, [text]) for one, text in pairs]
         return [
             f"<p>The scan: {escape(first)}. Each stamp is what carries images to its class best.</p>",
             gallery(shown),
+            *_seen(facts, comparison),
         ]
+    return _seen(facts, comparison) or [
+        "<p>This was not looked for: <code>--scan</code> does. The method is the same for a clean network and for a "
+        "backdoored one.</p>"
+    ]
+
+
+def _seen(facts: Facts, comparison: Comparison) -> list[str]:
+    """What the given model said to the triggered images, where there are any."""
     if "ASR" not in comparison.rates():
-        return ["<p>This was not looked for. The method is the same for a clean network and for a backdoored one.</p>"]
+        return []
     before, _ = comparison.rates()["ASR"]
     assert comparison.target is not None
     whose = "the class that it predicts most often" if comparison.guessed else "the target"
-    seen = f"Of the triggered images the given model called {before} {facts.name(comparison.target)}, {whose}."
+    seen = f"The given model took {before} of the triggered images for {facts.name(comparison.target)}, {whose}."
     return [f"<p>{escape(seen)}</p>"]
 
 
 def _done(facts: Facts, comparison: Comparison) -> str:
-    options = facts.options
-    units = f"{options.method} at {len(comparison.sites)} units of the network{facts.choice}"
+    options, method = facts.options, facts.options.method
+    if options.repairs and facts.scan is not None and facts.scan.verdict == NOTHING:
+        method = f"{method}: nothing was unlearned, and bounds of granularity feature were put"
+    units = f"{method} at {len(comparison.sites)} units of the network{facts.choice}"
     return (
         f"{units}, from {facts.working:,} clean images; {comparison.changed.count:,} others were held out to measure."
     )
@@ -179,7 +151,11 @@ def _advice(facts: Facts, comparison: Comparison) -> list[str]:
 def _rates(facts: Facts, comparison: Comparison) -> str:
     rows = []
     for name, (before, after) in comparison.rates().items():
-        about = {"ACC": "accuracy on held-out clean images", "ASR": "triggered images predicted as "}[name]
+        about = {
+            "ACC": "accuracy on held-out clean images",
+            "ASR": "triggered images predicted as ",
+            "RA": "triggered images of other classes predicted as their own",
+        }[name]
         if comparison.target is not None and name == "ASR":
             guess = ", the class most predicted before" if comparison.guessed else ", the target"
             about += facts.name(comparison.target) + guess
@@ -205,7 +181,7 @@ def _pictures(facts: Facts, comparison: Comparison) -> list[str]:
         parts.append("<h2>Triggered and clean images</h2>")
         if heats:
             parts.append("<p>Red is where bounds cut activations off, on one scale for all pictures.</p>")
-        places = list(range(min(SHOWN, len(facts.triggered.paths))))
+        places = _spread(len(facts.triggered.paths))
         first, then = comparison.triggered_before, comparison.triggered_after
         assert then is not None
         parts += ["<h3>Triggered</h3>", _gallery(facts, facts.triggered, places, first, then, scale)]
@@ -214,6 +190,11 @@ def _pictures(facts: Facts, comparison: Comparison) -> list[str]:
         parts.append("<h2>Clean images that are predicted otherwise</h2>")
         parts.append(_gallery(facts, facts.clean, changed, comparison.before, comparison.after, scale))
     return parts
+
+
+def _spread(count: int) -> list[int]:
+    """Up to SHOWN places among `count`, evenly apart: files are sorted, and the first are all of one class."""
+    return sorted({number * count // SHOWN for number in range(SHOWN)}) if count else []
 
 
 def _gallery(
@@ -236,7 +217,7 @@ def _units(comparison: Comparison) -> list[str]:
     if comparison.triggered_suppressed is None:
         return []
     rows = [
-        [escape(site), *(f"{share:.2%}" for share in shares if share is not None)]
+        [escape(site), *(f"{100 * share:.2f} %" for share in shares if share is not None)]
         for site, *shares in comparison.most()
     ]
     head = ["unit", "clean", "triggered"]
@@ -267,7 +248,7 @@ def _made(facts: Facts, comparison: Comparison, written: str) -> str:
     options, effort, versions = facts.options, facts.effort, facts.provenance["versions"]
     device = facts.provenance["device"]
     where = f", entry {facts.entry!r}" if facts.entry else ""
-    classes = ", ".join(f"{number} {name}" for number, name in sorted(facts.names.items())) or "no labels"
+    classes = ", ".join(facts.name(number) for number in sorted(facts.names)) or "no labels"
     rows = [
         ["images", f"{facts.working:,} for the method, {comparison.changed.count:,} held out and only measured"],
         ["pixels", str(facts.pixels)],

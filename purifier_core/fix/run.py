@@ -1,14 +1,10 @@
 """`purifier fix` from its options to its files."""
 
-import contextlib
 import hashlib
-import io
 import json
-import re
 import sys
 import tempfile
 import time
-import warnings
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,22 +12,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from purifier_core.bounds import Bounded, bound
+from purifier_core.bounds import Bounded
 from purifier_core.checks import ConfigError
 from purifier_core.device import pick_device, prepare
-from purifier_core.evaluation import DivergedError, to_float
 from purifier_core.files import provenance, write_together
-from purifier_core.fix import checkpoint, costs, outcome, report, weights
+from purifier_core.fix import checkpoint, methods, outcome, report, weights
 from purifier_core.fix.measure import Comparison, compare, cuts
 from purifier_core.fix.network import Prepared, channels_of, line, make, prepared, unprepared
 from purifier_core.fix.options import Options
 from purifier_core.fix.pixels import choose as pixels_of
-from purifier_core.fix.reading import Images, check_inputs, check_model, choose, printable, say, target_of
-from purifier_core.purifier import Purified, purify
-from purifier_core.recipes import Recipe
-from purifier_core.repairing import Repaired, repair
-from purifier_core.scanning import NOTHING, scan, verdict
-from purifier_core.sites import Wrapped, last_stage
+from purifier_core.fix.reading import Images, check_inputs, check_model, choose, printable, say, silent, target_of
+from purifier_core.sites import Wrapped
 
 
 def main(options: Options) -> int:
@@ -40,9 +31,8 @@ def main(options: Options) -> int:
     Raises ConfigError, RuntimeError or OSError, and then has written nothing.
     """
     prepare(pick_device(options.device))
-    quiet = contextlib.redirect_stdout(io.StringIO()) if options.quiet else contextlib.nullcontext()
     try:
-        with quiet:
+        with silent(options.quiet):
             _, found = fix(options)
     except KeyboardInterrupt:
         print("\nstopped; nothing was written.", file=sys.stderr)
@@ -70,17 +60,8 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
     outputs = check_model(network, chosen.pictures.images[:2].to(device), chosen, options)
     target = target_of(options, chosen.folder.names, outputs)
     check_inputs(network, chosen, pixels, outputs, options)
-    clean = chosen.pictures.images[chosen.working].to(device)
-    try:
-        wrapped = _purified(network, clean, chosen.labels(chosen.working), outputs, options)
-    except (ConfigError, DivergedError):
-        raise
-    except (ValueError, TypeError, RuntimeError) as problem:
-        told = re.sub(r"(?<![\w.])network\.", "", line(problem))  # the name that `Prepared` has for it
-        raise ConfigError(f"{options.method} does not fit this model: {told}") from problem
-    del clean
+    wrapped, findings = methods.purified(network, chosen, outputs, options)
     comparison, held_out, triggered = _measure(network, wrapped, chosen, target, options)
-    findings = wrapped.findings if isinstance(wrapped, Repaired) else None
     found = outcome.findings(options, comparison, findings)
     facts = report.Facts(
         options=options,
@@ -97,7 +78,7 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
         entry=entry,
         provenance=provenance(torch.cuda.get_device_name() if device.type == "cuda" else "cpu"),
         findings=found,
-        choice=_choice(wrapped),
+        choice=methods.choice(wrapped),
         notes=chosen.notes,
         skipped=chosen.skipped,
         scan=findings,
@@ -110,12 +91,11 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
 
 def import_all() -> None:
     """Import what is used later, before any code of the reader's runs: nothing beside a model file is taken for it."""
+    import safetensors.torch  # noqa: F401
     import scipy.optimize  # noqa: F401
     from PIL import Image
 
     Image.init()
-    with contextlib.suppress(ConfigError):
-        checkpoint.library()
 
 
 def _check_writable(options: Options) -> None:
@@ -149,63 +129,6 @@ def insert(model: nn.Module, options: Options) -> str:
     return entry
 
 
-def _purified(
-    model: Prepared, images: torch.Tensor, labels: torch.Tensor | None, outputs: int, options: Options
-) -> Bounded | Purified:
-    sites = [f"network.{site.strip()}" for site in options.sites.split(",")] if options.sites else None
-    if options.bounds:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "no bounds keep the budget")  # the outcome says so
-            return bound(
-                model,
-                images,
-                options.granularity,
-                options.quantile,
-                budget=options.budget or outcome.BUDGET,
-                sites=sites,
-                batch_size=options.batch_size,
-                seed=options.seed,
-            )
-    assert labels is not None
-    if options.repairs:
-        return _repaired(model, images, labels.to(images.device), sites, options)
-    if sites is None and (table := getattr(model.network, "purifier_sites", None)):
-        sites = [f"network.{site}" for site in table[options.granularity]]
-    sites = sites or list(last_stage(model, to_float(images[:2])))
-    recipe = Recipe(options.epochs or 20, options.lr or 0.01, batch_size=options.batch_size)
-    for text in costs.estimate(model, images, sites, outputs, recipe, options.granularity):
-        say(text)
-    return purify(
-        model,
-        images,
-        labels.to(images.device),
-        granularity=options.granularity,
-        sites=sites,
-        stages=(recipe, recipe),
-        seed=options.seed,
-    )
-
-
-def _repaired(
-    model: Prepared, images: torch.Tensor, labels: torch.Tensor, sites: list[str] | None, options: Options
-) -> Bounded:
-    """The network without what the scan found. Where the scan cannot tell, what stands out most is unlearned anyway;
-    raises ConfigError where nothing stands out."""
-    findings = scan(model, images, labels, seed=options.seed)
-    for text in verdict(findings):
-        say(text)
-    if findings.verdict == NOTHING:
-        raise ConfigError(
-            f"the scan finds no backdoor (p {findings.p:.2g}), and nothing was written. It misses some; a bound-* "
-            "method bounds the network all the same."
-        )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "no bounds keep the budget")  # the comparison shows what they cost
-        repaired = repair(model, images, labels, findings, anyway=True, sites=sites, seed=options.seed)
-    assert isinstance(repaired, Repaired)
-    return repaired
-
-
 def _measure(
     model: Prepared, wrapped: Wrapped, chosen: Images, target: int | None, options: Options
 ) -> tuple[Comparison, report.Shown, report.Shown | None]:
@@ -218,6 +141,8 @@ def _measure(
     comparison = compare(
         model, wrapped, held_out.to(device), None if labels is None else labels.to(device), stamped, target, batch
     )
+    if chosen.stamped_labels is not None:
+        comparison = replace(comparison, triggered_labels=chosen.stamped_labels.to(device))
 
     def shown(paths: list[Path], images: torch.Tensor) -> report.Shown:
         heat = cuts(wrapped, images.to(device), batch) if isinstance(wrapped, Bounded) else None
@@ -228,15 +153,6 @@ def _measure(
         triggered = shown(paths, chosen.triggered.images)
     names = tuple(site.removeprefix("network.") for site in comparison.sites)
     return replace(comparison, sites=names), shown(chosen.paths(chosen.held_out), held_out), triggered
-
-
-def _choice(network: Bounded | Purified) -> str:
-    if isinstance(network, Purified):
-        return ""
-    text = f", quantile {network.quantile:g}"
-    if network.changed is not None:
-        text += f", which changes {100 * network.changed:.1f} % of the predictions on a fifth of the method's images"
-    return text
 
 
 def _write(network: Wrapped, facts: report.Facts, comparison: Comparison) -> None:

@@ -1,25 +1,26 @@
 """`purifier scan` from its options to its verdict."""
 
-import contextlib
-import io
 import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from purifier_core.checks import ConfigError
 from purifier_core.device import pick_device, prepare
 from purifier_core.files import write_atomically
+from purifier_core.fix import outcome
 from purifier_core.fix.network import channels_of, make, prepared
 from purifier_core.fix.options import Options
 from purifier_core.fix.pixels import choose as pixels_of
-from purifier_core.fix.reading import check_inputs, check_model, choose, printable, say
+from purifier_core.fix.reading import check_inputs, check_model, choose, printable, say, silent
 from purifier_core.fix.run import import_all, insert
-from purifier_core.scanning import NOTHING, Candidate, Findings, scan, verdict
+from purifier_core.scanning import NOTHING, Findings, scan, verdict
 from purifier_core.stamps import picture
+
+SCHEMA = "purifier-scan/1"
+"""Name and version of the JSON. The number rises when an entry is renamed, removed, or changes its meaning."""
 
 
 def main(options: Options, pictures: Path | None) -> int:
@@ -28,9 +29,8 @@ def main(options: Options, pictures: Path | None) -> int:
     Raises ConfigError, RuntimeError or OSError.
     """
     prepare(pick_device(options.device))
-    quiet = contextlib.redirect_stdout(io.StringIO()) if options.quiet else contextlib.nullcontext()
     try:
-        with quiet:
+        with silent(options.quiet):
             findings, names = search(options)
             for text in verdict(findings, names):
                 say(text)
@@ -40,6 +40,11 @@ def main(options: Options, pictures: Path | None) -> int:
         return 130
     except ConfigError as problem:  # names from files and folders may hold anything
         raise ConfigError(printable(str(problem))) from problem
+    return status(findings)
+
+
+def status(findings: Findings) -> int:
+    """The exit status: 0 where nothing stands out, 1 else."""
     return int(findings.verdict != NOTHING)
 
 
@@ -63,16 +68,12 @@ def search(options: Options) -> tuple[Findings, dict[int, str]]:
 def _write(findings: Findings, names: dict[int, str], path: Path | None, pictures: Path | None) -> None:
     if path is not None:
         found = {name: getattr(findings, name) for name in ("verdict", "reason", "p", "seconds", "margins")}
-        found["candidates"] = [_plain(candidate, names) for candidate in findings.candidates]
+        found = {"schema": SCHEMA, "status": status(findings)} | found
+        found["candidates"] = outcome.candidates(findings, names)
         write_atomically(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
     for candidate in findings.candidates if pictures is not None else ():
         assert pictures is not None
         write_atomically(pictures / f"{candidate.family}.png", partial(_draw, picture(candidate.stamp)))
-
-
-def _plain(candidate: Candidate, names: dict[int, str]) -> dict[str, Any]:
-    plain = {name: value for name, value in vars(candidate).items() if name != "stamp"}
-    return plain | {"name": names.get(candidate.target)}
 
 
 def _draw(pixels: torch.Tensor, path: Path) -> None:
