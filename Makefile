@@ -9,7 +9,7 @@ table3: $(INSTALLED)  ## Table 3 at 3,000 clean images: trains what has no recor
 	$(BIN)/papermill notebooks/table3.ipynb out.ipynb -p clean_size 3000 --log-output
 	$(BIN)/purifier show table3
 
-test: $(INSTALLED) lint  ## lint, types, unit tests, and the notebooks trained at quick
+test: $(INSTALLED) lint  ## lint, types, unit tests, and the notebooks, briefly trained
 	$(BIN)/pytest --nbval-lax
 
 lint: $(INSTALLED)

@@ -1,12 +1,13 @@
 """Tests and notebooks compute into one temporary folder that they share, never into data/.
 
-The variable must be set before a notebook's kernel starts, hence here and not in a fixture. What hypothesis
+The variables must be set before a notebook's kernel starts, hence here and not in a fixture. What hypothesis
 keeps for itself goes there too.
 """
 
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,14 @@ _home = tempfile.mkdtemp(prefix="purifier-tests-")
 os.environ["PURIFIER_HOME"] = _home
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(_home, "hypothesis")
 os.environ.pop("PURIFIER_RECORDS_ONLY", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks so small take one core; others compute on the other
+os.environ["IPYTHONDIR"] = os.path.join(_home, "ipython")
+_startup = Path(_home, "ipython", "profile_default", "startup", "shorten.py")  # what a kernel begins with
+_startup.parent.mkdir(parents=True)
+_startup.write_text(
+    f"import sys\nsys.path.append({str(Path(__file__).with_name('tests'))!r})\n"
+    "import brief\nbrief.shorten()\ndel sys, brief\n"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

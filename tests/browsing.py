@@ -1,9 +1,7 @@
-"""The book, built once for all tests, and the browsers to read it with."""
+"""The browsers to read the book with."""
 
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +11,6 @@ from typing import Any
 import pytest
 from firefox import HERE, Firefox
 from playwright.sync_api import Browser, Page, sync_playwright
-
-from purifier_core.files import ROOT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FIREFOX = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
@@ -27,21 +23,6 @@ def _needs(program: str | None, name: str) -> pytest.MarkDecorator:
 
 
 needs_browser, needs_firefox = _needs(BROWSER, "Chromium or Chrome"), _needs(FIREFOX, "Firefox")
-
-
-@pytest.fixture(scope="session")
-def book(tmp_path_factory, pytestconfig) -> Path:
-    """The book as `make book` builds it, warnings as errors, from the committed records alone; or that of --book."""
-    if given := pytestconfig.getoption("--book"):
-        return Path(given)
-    out = tmp_path_factory.mktemp("book")
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "-W", "-n", "--keep-going"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PURIFIER_", "GITHUB_"))}
-    done = subprocess.run(
-        [*command, "--path-output", str(out)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return out / "_build" / "html"
 
 
 @pytest.fixture(scope="session")

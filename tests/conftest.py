@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from browsing import book, browser, firefox, served  # noqa: F401 - fixtures for all
+from beside import book, pytest_collection_modifyitems, pytest_sessionfinish, quick  # noqa: F401
+from browsing import browser, firefox, served  # noqa: F401 - fixtures for all
 
 from purifier_core.lab import data
 from purifier_core.lab.data import Split, load

@@ -112,9 +112,9 @@ def test_too_many_values_are_refused_before_anything_is_computed():
         bound(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(200_000, -1, -1, -1), "feature", 0.9)
 
 
-def test_bounds_remove_badnets_from_a_backdoored_network(tmp_path):
+def test_bounds_remove_badnets_from_a_backdoored_network(quick):
     """400 clean images, as in the trial that this method comes from: ASR from near 1 to near 0, ACC as it was."""
-    work = Work(Store(tmp_path), "quick", "mnist", "cpu")
+    work = Work(Store(), "quick", "mnist", "cpu")  # where it was trained for the tables
     model, _ = work.backdoored(Cell("mnist", "vgg16", "badnets", 0.1, "none", 0, 0, "quick"))
     split = data.load("mnist", embedded=True)
     triggered = asr_set(split.test_images, split.test_labels, badnets, 5)

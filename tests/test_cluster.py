@@ -30,7 +30,12 @@ from purifier_core.lab.results import Results
 from purifier_core.recipes import Recipe
 
 # finetuning takes about a second, time enough to be killed
-TINY = {"width": 1 / 16, "backdoor": Recipe(1, 0.1), "finetuning": Recipe(10, 0.01), "nad": Recipe(1, 0.01)}
+TINY = {
+    "width": 1 / 16,
+    "backdoor": Recipe(1, 0.1, batch_size=256),
+    "finetuning": Recipe(10, 0.01),
+    "nad": Recipe(1, 0.01),
+}
 TABLE = {"profile": "quick", "methods": "none,finetuning,nad"}
 # the same work in a process of its own, which notes what it computes and trains
 SCRIPT = f"""

@@ -1,21 +1,25 @@
-"""Every table and figure once more from scratch at quick, against what an earlier run on another day gave.
+"""Every table and figure once more from scratch, against what an earlier run at quick on another day gave.
 
 Other processors round otherwise, and training amplifies it. So the tolerance is three percentage points, and only the
 undefended model and Finetuning's ACC are held to it. Finetuning's ASR may begin to fall in so long a training, and the
-other defenses hang on thresholds and may tip over. `quick.csv` is remade by `python tests/test_reference.py`, and names
+other defenses hang on thresholds and may tip over: they run with the schedules of brief.py, at quick's own with -m
+long. `quick.csv` is remade by `python tests/test_reference.py`, and names
 the code that it comes from.
 """
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from brief import BRIEF
 
 from purifier_core.lab import runner
 from purifier_core.lab.experiments import EXPERIMENTS
 from purifier_core.lab.experiments.supplement import SUPPLEMENT
+from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.results import Results
 
 REFERENCE = Path(__file__).with_name("quick.csv")
@@ -24,11 +28,14 @@ STEADY = ("none", "finetuning")
 NAMES = [kind.name for kind in SUPPLEMENT]
 
 
-@pytest.fixture(scope="module")
-def anew() -> dict[str, Results]:
-    """The whole supplement, a cell for each core at a time; its notebooks find it done."""
-    experiments = [EXPERIMENTS[name](profile="quick") for name in NAMES]
-    return dict(zip(NAMES, runner.run_all(experiments, workers=min(4, os.cpu_count() or 1)), strict=True))
+@pytest.fixture(scope="module", params=["brief", pytest.param("whole", marks=pytest.mark.long)])
+def anew(quick, request) -> Iterator[dict[str, Results]]:
+    """The whole supplement. In a session with the notebooks the brief one was computed beside other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "brief":
+            patch.setitem(PROFILES, "quick", BRIEF)
+        experiments = [EXPERIMENTS[name](profile="quick") for name in NAMES]
+        yield dict(zip(NAMES, runner.run_all(experiments, workers=min(4, os.cpu_count() or 1)), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)

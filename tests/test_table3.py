@@ -1,6 +1,7 @@
-"""The main job as a reader runs it: papermill on the notebook, real training at quick, bad parameters refused.
+"""The main job as a reader runs it: papermill on the notebook, real training, bad parameters refused.
 
-The records land in the folder that the notebook's own test shares, so the work is done once.
+Profile quick has the schedules of brief.py here. The records land in the folder that the notebook's own test shares, so
+the work is done once.
 """
 
 import json
@@ -10,6 +11,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from brief import BRIEF
+
+from purifier_core.checks import ConfigError
+from purifier_core.lab.experiments import from_notebook
+from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.records import Store
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "table3.ipynb"
 
@@ -21,16 +29,18 @@ def papermill(out: Path, *parameters: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_papermill_trains_and_shows_the_table(tmp_path):
+def test_purifier_takes_nine_times_the_papers_epochs_at_quick():
+    """The clean set is a fifteenth of the paper's."""
+    assert [sum(stage.epochs for stage in PROFILES[name].purifier) for name in ("quick", "paper")] == [9 * 40, 40]
+
+
+def test_papermill_trains_and_shows_the_table(quick, tmp_path):
     done = papermill(tmp_path / "out.ipynb", "clean_size=3000", "profile=quick")
     assert done.returncode == 0, done.stderr
     text = json.dumps(nbformat.read(tmp_path / "out.ipynb", as_version=4))
     assert "Profile quick, as asked" in text
     assert "Not the paper's setting" in text
     assert "The run above is a smoke test" in text
-
-    from purifier_core.lab.experiments.supplement import Table3
-    from purifier_core.lab.records import Store
 
     mine = Table3().cells("quick")  # other tests leave their records in the same folder
     found = {(r.cell.defense, r.cell.switch("init")): r for r in Store().all() if r.cell in mine}
@@ -44,7 +54,7 @@ def test_papermill_trains_and_shows_the_table(tmp_path):
         assert record.provenance["backdoored_model"] == undefended.provenance["backdoored_model"]
         if defense in ("channel", "cube", "feature"):
             assert set(record.diagnostics) == {"clean", "curve", "triggered"}
-            assert record.effort["epochs"] == 9 * 40  # the clean set is a fifteenth of the paper's
+            assert record.effort["epochs"] == sum(stage.epochs for stage in BRIEF.purifier)
     assert len(found["anp", "full"].diagnostics["sweep"]) == 20
     assert len(found["mcr", "full"].diagnostics["sweep"]) == 11
     tenth = found["mcr", "full"].diagnostics["sweep"]["0.1"]
@@ -60,7 +70,13 @@ def test_papermill_trains_and_shows_the_table(tmp_path):
         ("profile=fast", "profile='fast' is not known; allowed: auto, quick, small, wide, paper"),
     ],
 )
-def test_bad_parameters_stop_the_notebook(tmp_path, parameter, message):
-    done = papermill(tmp_path / "out.ipynb", parameter)
+def test_bad_parameters_are_refused_by_what_the_notebook_calls(parameter, message):
+    name, value = parameter.split("=")
+    with pytest.raises(ConfigError, match=message):
+        from_notebook("table3", {name: int(value) if value.isdigit() else value})
+
+
+def test_a_bad_parameter_stops_the_notebook(tmp_path):
+    done = papermill(tmp_path / "out.ipynb", "clean_sise=3000")
     assert done.returncode != 0
-    assert message in done.stderr
+    assert "'clean_sise' is not a parameter of table3; its parameters: clean_size, profile" in done.stderr
