@@ -1,10 +1,12 @@
-"""What this book asks of Sphinx: pages that never compute, and a drawing that follows the page's colours."""
+"""What this book asks of Sphinx: pages that never compute, and drawings that follow the page's colours."""
 
 import os
 from pathlib import Path
 from typing import Any
 
+import figures
 import live
+import warm
 from docutils import nodes
 from granularities import drawing
 from sphinx.application import Sphinx
@@ -97,14 +99,24 @@ def name_images(app: Sphinx, doctree: nodes.document, page: str) -> None:
             node["alt"] = paragraph
 
 
+def draw_inline(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Put figures into the page itself, where they take its colours; an image could not."""
+    for image in list(doctree.findall(nodes.image)):
+        if image["uri"].endswith(".svg") and app.builder.format == "html":
+            drawn = figures.inlined(Path(app.srcdir) / image["uri"].lstrip("/"), image.get("alt", ""))
+            image.parent.replace(image, nodes.raw("", drawn, format="html"))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive and the hooks, and let every notebook only read the committed records."""
     os.environ["PURIFIER_RECORDS_ONLY"] = "1"
+    warm.offer()
     app.add_directive("drawn-figure", DrawnFigure)
     app.connect("config-inited", name_repository)
     app.connect("html-page-context", offer_to_run, priority=1)  # before the theme, which makes the buttons
     app.connect("env-get-outdated", read_every_page)
     app.connect("doctree-resolved", name_images)
+    app.connect("doctree-resolved", draw_inline)
     app.add_directive("live", Live)
     app.connect("html-page-context", live.add)
     app.connect("html-page-context", drop_thebe, priority=900)  # after whatever adds scripts

@@ -248,7 +248,7 @@ def _profiles(results: Results) -> Any:
         line[0].set_ylabel("magnitude / largest")
     for words, colour in series.values():
         axes[0, 1].scatter([], [], s=40, color=colour, label=words)
-    axes[0, 1].legend(frameon=False, fontsize=9, loc="upper right")
+    axes[0, 1].legend(frameon=False, fontsize=10, loc="upper right")
     return drawing
 
 

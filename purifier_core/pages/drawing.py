@@ -4,7 +4,7 @@ from typing import Any
 
 from purifier_core.pages.statistics import Estimate
 
-WIDTH = 4.8
+WIDTH = 4.6
 """Inches: on a phone's 390 pixels a text of 10 points is then about 10 pixels high."""
 
 OURS = "#c2410c"

@@ -93,7 +93,7 @@ def figure(results: Results) -> Any:
                 drawing.seeds(axis, value, place)
             else:
                 gap = "no threshold" if (row, column) in found else "missing"
-                axis.text(0, place + 0.34, gap, fontsize=9, color="0.35", va="center")
+                axis.text(0, place + 0.34, gap, fontsize=10, color="0.35", va="center")
         axis.set_title(title(row), loc="left", fontsize=10.5)
         axis.set_xlabel("% per epoch")
         axis.grid(axis="y", visible=False)

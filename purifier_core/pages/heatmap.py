@@ -124,6 +124,7 @@ def _legend(picture: Any, axis: Any) -> None:
     bar = picture.colorbar(scale, ax=axis, orientation="horizontal", aspect=45, pad=0.02)
     bar.set_label("ASR in percent, a stripe for each seed")
     bar.outline.set_visible(False)
+    bar.solids.set_rasterized(False)  # else it is a bitmap among vectors
     handles = [
         plt.Rectangle((0, 0), 1, 1, facecolor="white", edgecolor="#c2410c", linewidth=2, label="one run"),
         plt.Rectangle((0, 0), 1, 1, facecolor="0.93", edgecolor="0.7", hatch="////", label="ANP: no threshold"),
