@@ -33,6 +33,7 @@ REPAIRS = {
     "channel": "Purifier, Channel",
     "feature": "Purifier, Feature",
     "feature_random": "Feature from fresh weights",
+    "scan_repair": "Scan and repair",
 }
 
 

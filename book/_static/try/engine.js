@@ -44,8 +44,8 @@ const Engine = (() => {
     };
   }
 
-  // The network of some tensors. `bounds` are those of another file, for the same network: each sits around a ReLU.
-  function network(tensors, bounds = {}) {
+  // The network of some tensors, with the bounds and the heads that are among them: a bound sits around a ReLU
+  function network(tensors) {
     const units = [];
     BLOCKS.forEach((count, block) => {
       for (let i = 0; i < count; i++) {
@@ -55,7 +55,7 @@ const Engine = (() => {
         units.push({
           name,
           ...folded(tensors, `${site}.0`, `${site}.1`),
-          upper: bounds[`${name}.2.upper`]?.values,
+          upper: tensors[`${name}.2.upper`]?.values,
           head: head && { weights: head.values, biases: tensors[`${name}.head.bias`].values },
           pooled: i === count - 1,
         });

@@ -180,7 +180,7 @@
       if (!mine[state.repair]) {
         const repair = state.repair;
         const { tensors: own } = await parsed(`${at}/${repair}`);
-        mine[repair] = repair === "bounds" ? Engine.network(tensors, own) : Engine.network(own);
+        mine[repair] = Engine.network({ ...tensors, ...own }); // bounds come alone, the others with all weights
       }
       mine.trigger ??= Object.fromEntries(Object.entries(Engine.parse(nets[at].trigger).tensors)
         .map(([name, { values }]) => [name, values]));
