@@ -283,3 +283,18 @@ def test_the_page_loads_its_networks_on_itself_alone(browser, book):
     assert page.evaluate("[...document.scripts].filter(s => s.src.includes('/try/')).length") == 0
     assert wrong == []
     page.context.close()
+
+
+def test_there_is_a_goal_to_play_for(visit):
+    tab = visit("#opacity=90")
+    assert "says 5" in tab.answer
+    assert "Can you flip the answer to 5 with a fainter trigger? Your faintest: 90 %." in tab.text(".try-left")
+
+
+@needs_browser
+def test_nothing_moves_by_itself_for_who_asks_for_that(browser, book):
+    for wish, still in (("reduce", "0s"), ("no-preference", "0.12s")):
+        page, _ = opened(browser, book, PAGE, reduced_motion=wish)
+        page.wait_for_selector(".try-bars i", state="attached", timeout=120_000)
+        assert page.evaluate("getComputedStyle(document.querySelector('.try-bars i')).transitionDuration") == still
+        page.context.close()
