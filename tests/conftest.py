@@ -12,6 +12,8 @@ from browsing import browser, firefox, served  # noqa: F401 - fixtures for all
 
 from purifier_core.lab import data
 from purifier_core.lab.data import Split, load
+from purifier_core.lab.profiles import PROFILES
+from purifier_core.recipes import Recipe, Scanning, Unlearning
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,19 @@ def few(digits, monkeypatch) -> Split:
     fifth = replace(digits, **{part: getattr(digits, part)[::5].clone() for part in parts})
     monkeypatch.setattr(data, "load", lambda _name, _embedded=False, device="cpu": fifth.to(device))
     return fifth
+
+
+@pytest.fixture
+def hasty(monkeypatch) -> None:
+    """quick with a network of a sixteenth of the width, trained for an epoch, and a scan that suspects at once."""
+    tiny = replace(
+        PROFILES["quick"],
+        width=1 / 16,
+        backdoor=Recipe(1, 0.1),
+        scanning=Scanning(steps=2, restarts=1, level=1.0, works=0.0),
+        unlearning=Unlearning(seen=20, most=20, searches=1, steps=1, renewed=1),
+    )
+    monkeypatch.setitem(PROFILES, "quick", tiny)
 
 
 @pytest.fixture(scope="session")

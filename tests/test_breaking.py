@@ -15,11 +15,9 @@ from purifier_core.lab.breaking import REPOISONING, moved, perturbation, repoiso
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.compute import Work
 from purifier_core.lab.experiments.comparison import Breaking
-from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import look_up
 from purifier_core.pages import breaking
-from purifier_core.recipes import Recipe, Scanning, Unlearning
 from purifier_core.training import NO_AUGMENT, fit
 
 DRAWS = torch.Generator().manual_seed(0)
@@ -66,15 +64,7 @@ def test_repoisoning_is_finetuning_on_clean_and_a_few_stamped_images():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(tmp_path, monkeypatch):
-    tiny = replace(
-        PROFILES["quick"],
-        width=1 / 16,
-        backdoor=Recipe(1, 0.1),
-        scanning=Scanning(steps=2, restarts=1, level=1.0, works=0.0),
-        unlearning=Unlearning(seen=20, most=20, searches=1, steps=1, renewed=1),
-    )
-    monkeypatch.setitem(PROFILES, "quick", tiny)
+def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(hasty, tmp_path, monkeypatch):
     monkeypatch.setattr("purifier_core.lab.breaking.STEPS", 3)
     work = Work(Store(tmp_path), "quick", "mnist", "cpu", curves=False)
     cell = Cell("mnist", "vgg16", "badnets", 0.1, "broken_repair", 3000, 0, "quick")

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.compute import Work
-from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store
 from purifier_core.recipes import Recipe, Scanning, Unlearning
 from purifier_core.repairing import Bank, Repaired, repair, unlearn
@@ -196,15 +195,7 @@ def test_what_a_killed_unlearning_needs_is_kept():
     assert torch.equal(again.newest[0].patterns, bank.newest[0].patterns)
 
 
-def test_the_lab_records_what_was_found_and_what_is_right(few, tmp_path, monkeypatch):
-    tiny = replace(
-        PROFILES["quick"],
-        width=1 / 16,
-        backdoor=Recipe(1, 0.1),
-        scanning=Scanning(steps=2, restarts=1, level=1.0, works=0.0),
-        unlearning=Unlearning(seen=20, most=20, searches=1, steps=1, renewed=1),
-    )
-    monkeypatch.setitem(PROFILES, "quick", tiny)
+def test_the_lab_records_what_was_found_and_what_is_right(few, hasty, tmp_path):
     cell = Cell("mnist", "vgg16", "badnets", 0.1, "scan_repair", 3000, 0, "quick")
     assert cell.settings()["unlearning"]["seen"] == 20
     record = Work(Store(tmp_path), "quick", "mnist", "cpu", curves=False).compute(cell)

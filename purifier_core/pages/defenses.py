@@ -51,7 +51,7 @@ RULES = (
 def row_label(row: tuple[str, str]) -> str:
     """An attack on a dataset in words."""
     attack, dataset = row
-    return f"{title(dataset)}, {ATTACKS[attack].label}"
+    return f"{title(dataset)}, {ATTACKS[attack].label if attack in ATTACKS else 'clean network'}"
 
 
 def _short_label(row: tuple[str, str]) -> str:

@@ -12,10 +12,11 @@ from purifier_core.files import ROOT
 from purifier_core.lab import methods
 from purifier_core.lab.cells import TARGET_CLASS
 from purifier_core.lab.experiments.grids import Column
-from purifier_core.lab.methods import ATTACKS, title
+from purifier_core.lab.methods import ATTACKS
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
+from purifier_core.pages.defenses import row_label
 from purifier_core.pages.statistics import TAKEN, Estimate, estimate, measured, number, paired, runs, took
 
 NONE, OURS = Column("none"), Column("scan_repair")
@@ -31,12 +32,6 @@ RULES = (
     f"most {ALARMS} % of clean networks. RA is the share of triggered images that are classified rightly: an ASR of 0 "
     "with a low RA is no repair."
 )
-
-
-def row_label(row: tuple[str, str]) -> str:
-    """An attack on a dataset in words."""
-    attack, dataset = row
-    return f"{title(dataset)}, {ATTACKS[attack].label if attack in ATTACKS else 'clean network'}"
 
 
 def own(results: Results, row: tuple[str, str], metric: str) -> Estimate | None:
