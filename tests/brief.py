@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from purifier_core.lab import runner
 from purifier_core.lab.experiments import EXPERIMENTS
-from purifier_core.lab.profiles import ABL, FINE_PRUNING, MCR, NAD_STUDENT, PROFILES
-from purifier_core.recipes import PURIFIER_STAGES, Recipe
+from purifier_core.lab.profiles import ABL, FINE_PRUNING, FT_SAM, I_BAU, MCR, NAD_STUDENT, NPD, PROFILES
+from purifier_core.recipes import PURIFIER_STAGES, SCANNING, UNLEARNING, Recipe
 
 BRIEF = replace(
     PROFILES["quick"],
@@ -20,6 +20,11 @@ BRIEF = replace(
     abl=(Recipe(1, 0.1, nesterov=True), Recipe(2, 0.1, nesterov=True), replace(ABL[2], epochs=2)),
     anp_steps=50,
     purifier=PURIFIER_STAGES,
+    ft_sam=replace(FT_SAM, epochs=20),
+    i_bau=I_BAU,
+    npd=(replace(NPD[0], epochs=1), replace(NPD[1], epochs=10)),
+    scanning=replace(SCANNING, steps=10, restarts=1),
+    unlearning=replace(UNLEARNING, seen=2000, searches=1, steps=10, renewed=5),
 )
 
 
