@@ -51,12 +51,12 @@ def test_the_factorys_folder_is_searched_last_and_for_the_factory_alone(here, tm
     from purifier_core.fix.options import Options
 
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
-    (tmp_path / "beside.py").write_text("import json, sys\nplaces = list(sys.path)\n")
-    (tmp_path / "net.py").write_text("import beside\nfrom torch import nn\nmake = lambda: nn.Linear(2, 2)\n")
+    (tmp_path / "neighbour.py").write_text("import json, sys\nplaces = list(sys.path)\n")
+    (tmp_path / "net.py").write_text("import neighbour\nfrom torch import nn\nmake = lambda: nn.Linear(2, 2)\n")
     before = list(sys.path)
     network.make(Options(f"{tmp_path}/net.py:make", Path("w.pt"), Path("c"), Path("o.pt")))
     assert sys.path == before
-    assert sys.modules["beside"].places == [*before, str(tmp_path)]
+    assert sys.modules["neighbour"].places == [*before, str(tmp_path)]
 
 
 def state() -> dict[str, torch.Tensor]:
