@@ -53,7 +53,7 @@ def test_papermill_trains_and_shows_the_table(quick, tmp_path):
         assert record.asr_images + 99 == record.acc_images == 1000  # 99 of the test digits are fives
         assert record.provenance["backdoored_model"] == undefended.provenance["backdoored_model"]
         if defense in ("channel", "cube", "feature"):
-            assert set(record.diagnostics) == {"clean", "curve", "triggered"}
+            assert set(record.diagnostics) == {"clean", "curve", "ra", "triggered"}
             assert record.effort["epochs"] == sum(stage.epochs for stage in BRIEF.purifier)
     assert len(found["anp", "full"].diagnostics["sweep"]) == 20
     assert len(found["mcr", "full"].diagnostics["sweep"]) == 11
