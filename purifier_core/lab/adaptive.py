@@ -56,15 +56,15 @@ class Attacker:
         one_of("teacher", kind, ("units", "reach", "stamps"))
         self.num_classes = num_classes
         self.reach: dict[str, torch.Tensor] = {}
+        self.draws = torch.Generator().manual_seed(seed)
+        self.stamps: list[Stamps] = []
+        self.batches = 0
         self.trained: nn.Module = model
         if kind == "units":
             sites: Any = model.purifier_sites
             self.trained = attach(model, sites[SIMULATED], SIMULATED, num_classes, example, seed)
             self._loss = self._through_units
         elif kind == "stamps":
-            self.draws = torch.Generator().manual_seed(seed)
-            self.stamps: list[Stamps] = []
-            self.batches = 0
             self._loss = self._against_stamps
         else:
             self.sites = tuple(find(model, example))
@@ -79,18 +79,14 @@ class Attacker:
         return self._loss(model, x, y % self.num_classes, y >= self.num_classes)
 
     def get_state(self) -> dict[str, Any]:
-        """The reach of clean images so far, or the stamps and the draws, for `checkpoints`."""
-        if self._loss != self._against_stamps:
-            return self.reach
+        """The reach of clean images so far, the stamps and the draws, for `checkpoints`."""
         stamps = [vars(one).copy() for one in self.stamps]
-        return {"stamps": stamps, "batches": self.batches, "draws": self.draws.get_state()}
+        return {"reach": self.reach, "stamps": stamps, "batches": self.batches, "draws": self.draws.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` gave."""
-        if self._loss != self._against_stamps:
-            self.reach = state
-            return
-        self.stamps, self.batches = [Stamps(**kept) for kept in state["stamps"]], state["batches"]
+        self.reach, self.batches = state["reach"], state["batches"]
+        self.stamps = [Stamps(**kept) for kept in state["stamps"]]
         self.draws.set_state(state["draws"])
 
     def result(self) -> nn.Module:
