@@ -95,14 +95,14 @@ def measured(start: Given, changes: dict[str, Any]) -> dict[str, Any]:
     working, held = start.parts
     how = replace(UNLEARNING, **changes)
     repaired = repair(start.model, working.images, working.labels, start.findings, how=how, seed=start.seed)
-    found = {"acc_before": start.before, "acc": accuracy(repaired, held.images, held.labels)}
+    accuracies = {"acc_before": start.before, "acc": accuracy(repaired, held.images, held.labels)}
     generator = torch.Generator().manual_seed(1)
     successes = []
     for suspect in start.findings.suspects:
         targets = [suspect.target] * SEARCHES
         stamps = search(repaired, working, suspect.family, targets, steps=40, per_class=24, generator=generator)
         successes.append(float(margins(repaired, held, hard(stamps, held), 200)[1].mean()))
-    return found | {"new_stamps": fmean(successes) if successes else None}
+    return accuracies | {"new_stamps": fmean(successes) if successes else None}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,10 +110,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     tried = [name for name in SETTINGS if sum(run["setting"] == name for run in runs) == len(NETWORKS)]
     means = {}
     for name in tried:
-        mine = [run for run in runs if run["setting"] == name]
-        lost = fmean(run["acc_before"] - run["acc"] for run in mine)
-        worked = fmean([run["new_stamps"] for run in mine if run["new_stamps"] is not None] or [1.0])
-        means[name] = {"lost": round(lost, 5), "new_stamps": round(worked, 5)}
+        its_runs = [run for run in runs if run["setting"] == name]
+        accuracy_lost = fmean(run["acc_before"] - run["acc"] for run in its_runs)
+        success = fmean([run["new_stamps"] for run in its_runs if run["new_stamps"] is not None] or [1.0])
+        means[name] = {"lost": round(accuracy_lost, 5), "new_stamps": round(success, 5)}
     allowed = [name for name in tried if means[name]["lost"] <= WORST]
     least = min((means[name]["new_stamps"] for name in allowed), default=0.0)
     chosen = next((name for name in allowed if means[name]["new_stamps"] <= least + NEAR), None)
