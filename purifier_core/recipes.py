@@ -41,6 +41,10 @@ class Recipe:
 PURIFIER_STAGES = (Recipe(20, 0.01), Recipe(20, 0.01))  # the heads alone, then everything
 
 
+SUSPECTED, NOTHING, UNCLEAR = "backdoor suspected", "nothing stands out", "cannot tell"
+"""The verdicts of a scan."""
+
+
 @dataclass(frozen=True)
 class Scanning:
     """How long `scan` searches, and what counts as standing out."""

@@ -25,11 +25,13 @@ from purifier_core.checks import ConfigError
 from purifier_core.evaluation import held_out, logits_of, to_float
 from purifier_core.inputs import images_of, labels_of
 from purifier_core.progress import progress
+from purifier_core.recipes import NOTHING as NOTHING
 from purifier_core.recipes import SCANNING, Scanning
+from purifier_core.recipes import SUSPECTED as SUSPECTED
+from purifier_core.recipes import UNCLEAR as UNCLEAR
 from purifier_core.sites import unwrapped
 from purifier_core.stamps import FAMILIES, PATCH, Clean, Stamps, margins, search
 
-SUSPECTED, NOTHING, UNCLEAR = "backdoor suspected", "nothing stands out", "cannot tell"
 VERDICTS = (SUSPECTED, NOTHING, UNCLEAR)
 _FOREMOST = 10  # classes that are compared
 _MEASURED = 200  # held-out images of other classes on which a stamp is measured

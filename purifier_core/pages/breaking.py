@@ -7,8 +7,9 @@ import pandas as pd
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
-from purifier_core.pages.repairs import NONE, SUSPECTED, named, row_label
+from purifier_core.pages.repairs import NONE, named, row_label
 from purifier_core.pages.statistics import TAKEN, Estimate, estimate, measured, number, runs, took
+from purifier_core.recipes import SUSPECTED
 
 REPAIRED, CLEAN = Column("broken_repair"), Column("broken_clean")
 ABOVE = 10.0

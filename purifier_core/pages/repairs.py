@@ -18,9 +18,9 @@ from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
 from purifier_core.pages.defenses import row_label
 from purifier_core.pages.statistics import TAKEN, Estimate, estimate, measured, number, paired, runs, took
+from purifier_core.recipes import SUSPECTED
 
 NONE, OURS = Column("none"), Column("scan_repair")
-SUSPECTED = "backdoor suspected"
 METRICS = ("ACC", "ASR", "RA")
 LEFT, COST, ROWS, FOUND, ALARMS = 2.0, 1.0, 80, 90, 5
 

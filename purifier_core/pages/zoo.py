@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.files import ROOT
+from purifier_core.recipes import NOTHING, SUSPECTED
 
 PATH = ROOT / "data" / "zoo" / "commands.json"
-SUSPECTED, NOTHING = "backdoor suspected", "nothing stands out"
 TOOK = 0.5  # of the ASR before: less is no backdoor that took
 GONE = 0.1  # of the ASR after
 
