@@ -83,6 +83,8 @@ class ChromiumPage:
             for x, y in moves:
                 self._tab.mouse.move(x, y)
             return self._tab.mouse.up()
+        if not moves:
+            return self._tab.touchscreen.tap(x, y)  # both events at once: half a second between them is a long press
         finger = self._tab.context.new_cdp_session(self._tab)
         for event, at in [("touchStart", (x, y)), *(("touchMove", at) for at in moves), ("touchEnd", None)]:
             touched = [{"x": at[0], "y": at[1]}] if at else []

@@ -68,9 +68,11 @@ class Tab:
         )
 
     def touch(self, name, kind="mouse"):
-        """Click a control, or touch it."""
+        """Click a control, or touch it, and wait for the click: after a touch the browser sends it later."""
         left, top, width, height = self.box(name)
+        self.page.evaluate(EXPECT_CLICK)
         self.page.stroke([(left + min(width, 40) / 2, top + height / 2)], kind)
+        assert self.page.evaluate("window.clicked"), f"no click on {name} in a minute"
 
     def stroke(self, places, kind):
         """Drag over the picture, by places in pixels of it: (row, column)."""
@@ -89,6 +91,13 @@ class Tab:
 CONTROL = """(name) => document.querySelector(name.startsWith(".") ? name : "none") ??
     [...document.querySelectorAll(".try :is(button, label)")].find(
         (control) => (control.ariaLabel ?? control.innerText).trim().startsWith(name))"""
+
+EXPECT_CLICK = """() => {
+    window.clicked = new Promise((go) => {
+        addEventListener("click", () => setTimeout(go, 0, true), { capture: true, once: true });
+        setTimeout(go, 60_000, false);
+    });
+}"""
 
 
 @pytest.fixture(params=BROWSERS)
