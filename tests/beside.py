@@ -35,9 +35,9 @@ def _wait(name: str) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin what the chosen tests wait for, and put those behind the others; notebooks stand between the two."""
+    """Begin what the chosen tests wait for, and put those behind the others: the book's first, notebooks last."""
     waiting = {item: [name for name in _COMMANDS if name in getattr(item, "fixturenames", ())] for item in items}
-    items.sort(key=lambda item: ("book" in waiting[item], item.path.suffix == ".ipynb", "quick" in waiting[item]))
+    items.sort(key=lambda item: (item.path.suffix == ".ipynb", "quick" in waiting[item], "book" in waiting[item]))
     begun = {name for names in waiting.values() for name in names}
     if config.getoption("--book"):
         begun -= {"book"}

@@ -21,7 +21,7 @@ CELL = Cell("mnist", "vgg16", "badnets_all", 0.1, "none", 0, 0, "quick")
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch) -> Work:
+def work(few, tmp_path, monkeypatch) -> Work:
     """A network of one epoch, so that it is right on some images and wrong on others."""
     tiny = replace(PROFILES["quick"], width=1 / 16, backdoor=Recipe(2, 0.1))
     monkeypatch.setitem(PROFILES, "quick", tiny)

@@ -64,7 +64,7 @@ def test_repoisoning_is_finetuning_on_clean_and_a_few_stamped_images():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(hasty, tmp_path, monkeypatch):
+def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(few, hasty, tmp_path, monkeypatch):
     monkeypatch.setattr("purifier_core.lab.breaking.STEPS", 3)
     work = Work(Store(tmp_path), "quick", "mnist", "cpu", curves=False)
     cell = Cell("mnist", "vgg16", "badnets", 0.1, "broken_repair", 3000, 0, "quick")

@@ -137,7 +137,7 @@ from purifier_core.lab.experiments.supplement import Table3
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.recipes import Recipe
 checkpoints.checkpoints.__wrapped__.__defaults__ = ((), 0.0)  # keep every epoch
-short = {"backdoor": Recipe(8, 0.1, (6,)), "purifier": (Recipe(30, 0.01),) * 2}
+short = {"backdoor": Recipe(4, 0.1, (3,)), "purifier": (Recipe(10, 0.01),) * 2}
 PROFILES["quick"] = replace(PROFILES["quick"], width=1 / 16, **short)
 digits = data.load("mnist", embedded=True)
 parts = ("train_images", "train_labels", "test_images", "test_labels")
