@@ -62,7 +62,7 @@ class Scanning:
 class Unlearning:
     """How long `repair` unlearns, how fast, and with which stamps.
 
-    From a trial that had looked at ASR. lr, mixed and distilled are then chosen by benchmarks/scan_choice.py, which
+    From a trial that had looked at ASR. lr, mixed and distilled were then chosen by benchmarks/scan_choice.py, which
     looks at none: data/scan/choice.json says among what and on which networks, and a test holds these to it.
     """
 
@@ -75,7 +75,7 @@ class Unlearning:
     renewed: int = 30  # of each search against the network as it is
     per_step: int = 24  # images in a step of a search
     dropout: float = 0.4  # the share of an 8x8 grid's blocks that a patch may lack
-    mixed: float = 0.7  # how often noise replaces some of a stamp's pixels, and how many at most
+    mixed: float = 0.4  # how often noise replaces some of a stamp's pixels, and how many at most
     distilled: float = 4.0  # weight of the given network's answers to plain images
 
     def recipe(self, count: int) -> Recipe:
