@@ -84,12 +84,14 @@ def save_tensors(content: Any, path: Path) -> None:
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """The code, the versions and the machine that a record comes from."""
+    """The code, the versions and the machine that a record comes from. "dirty": whether the code has changes beyond the
+    commit; a record that a run adds to its own file is none."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "pillow"):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", "-uno"))} | {
+    changes = _git("status", "--porcelain", "-uno", "--", "purifier_core", "benchmarks", "constraints.txt")
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)} | {
         "versions": versions,
         "device": device,
         "platform": sys.platform,

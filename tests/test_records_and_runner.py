@@ -60,6 +60,20 @@ def test_a_record_round_trips_with_its_provenance(store):
     assert store.find(SMALL, "1" * 16) is None  # another copy of the data
 
 
+def test_provenance_tells_changed_code_and_not_a_changed_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("purifier_core.files.ROOT", tmp_path)
+    for name in ("purifier_core/code.py", "data/record.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "all"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / "data" / "record.json").write_text("1")
+    assert provenance("cpu")["dirty"] is False
+    (tmp_path / "purifier_core" / "code.py").write_text("1")
+    assert provenance("cpu")["dirty"] is True
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     def half(part):
         part.write_text("half")
