@@ -1,8 +1,7 @@
 """Profile quick with shorter schedules, for what the suite runs whole: the supplement, the notebooks.
 
-The undefended network is trained for six epochs of one cycle, which are as good as quick's twenty. The defenses have
-the paper's epochs at most, where quick takes nine times as many. The kernels of the suite begin with `shorten`, as
-conftest.py arranges it.
+The undefended network is quick's. The defenses have the paper's epochs at most, where quick takes nine times as many.
+The kernels of the suite begin with `shorten`, as conftest.py arranges it.
 """
 
 from dataclasses import replace
@@ -14,7 +13,6 @@ from purifier_core.recipes import PURIFIER_STAGES, SCANNING, UNLEARNING, Recipe
 
 BRIEF = replace(
     PROFILES["quick"],
-    backdoor=Recipe(6, 0.1, cycle=True),
     finetuning=FINETUNING,
     fine_pruning=replace(FINE_PRUNING, epochs=10),
     mcr=replace(MCR, epochs=10),

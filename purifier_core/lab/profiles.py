@@ -144,7 +144,7 @@ PROFILES = {
             "minutes on two cores: 5,000 digits, width 1/8, most defenses three quarters of their steps",
             "embedded",
             1 / 8,
-            backdoor=Recipe(20, 0.1, (15,)),
+            backdoor=Recipe(6, 0.1, cycle=True),  # ACC 97.6 %; 20 epochs of the released shape gave 96.8 %
             threads=1,  # measured as fast as two for so narrow a network
             finetuning=prolonged(FINETUNING, QUICK),
             fine_pruning=prolonged(FINE_PRUNING, QUICK),
