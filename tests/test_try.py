@@ -2,7 +2,6 @@
 
 import json
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -101,13 +100,14 @@ EXPECT_CLICK = """() => {
 }"""
 
 
-@contextmanager
-def visiting(request, kind, browser):
+@pytest.fixture(params=BROWSERS)
+def visit(request, book, served):
     """Open the page in a browser, from disk or from a server; nothing may have gone wrong with it in the end."""
+    kind, browser = request.param
     pages = []
 
     def opened(address="", screen="desk", way="disk"):
-        base = request.getfixturevalue("book").as_uri() if way == "disk" else request.getfixturevalue("served")
+        base = book.as_uri() if way == "disk" else served
         page = kind(request.getfixturevalue(browser), f"{base}/{PAGE}.html{address}", *SCREENS[screen])
         pages.append(page)
         return Tab(page)
@@ -116,20 +116,6 @@ def visiting(request, kind, browser):
     for page in pages:
         assert page.wrong == []
         page.close()
-
-
-@pytest.fixture(params=BROWSERS)
-def visit(request, book):
-    """Opens the page, anew for each test."""
-    with visiting(request, *request.param) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module", params=BROWSERS)
-def tab(request, book):
-    """The page, opened once for the tests that read its networks alone."""
-    with visiting(request, *request.param) as opened:
-        yield opened()
 
 
 def inputs(name, kind):
@@ -164,8 +150,9 @@ def test_the_rates_on_the_page_are_those_of_the_weights_on_the_page(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_computes_what_torch_does(tab, name):
+def test_the_page_computes_what_torch_does(visit, name):
     """On four pictures, clean and triggered."""
+    tab = visit(f"#net={name}")
     for repair, stored in json.loads((live.FOLDER / name / "answers.json").read_text()).items():
         for kind, wanted in stored.items():
             answers = tab.page.evaluate(
@@ -182,15 +169,13 @@ def test_the_page_computes_what_torch_does(tab, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_stamps_as_the_trigger_file_does(tab, name):
+def test_the_page_stamps_as_the_trigger_file_does(visit, name):
     clean, wanted = inputs(name, "clean")[3], inputs(name, "triggered")[3]
-    stamped = tab.page.evaluate(
-        """async ([pixels, name]) => {
-            location.hash = `net=${name}`;
-            const { stored } = document.querySelector('.try').handle;
-            while (!stored[name]?.trigger) await new Promise(go => setTimeout(go, 20));
+    stamped = visit(f"#net={name}").page.evaluate(
+        """([pixels, name]) => {
+            const { trigger } = document.querySelector('.try').handle.stored[name];
             const whole = { quarters: [1, 1, 1, 1], opacity: 1, rows: 0, columns: 0 };
-            return Array.from(Engine.stamped(pixels, stored[name].trigger, whole));
+            return Array.from(Engine.stamped(pixels, trigger, whole));
         }""",
         [clean.flatten().tolist(), name],
     )
