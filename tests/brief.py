@@ -24,6 +24,7 @@ BRIEF = replace(
     i_bau=I_BAU,
     npd=(replace(NPD[0], epochs=1), replace(NPD[1], epochs=10)),
     scanning=replace(SCANNING, steps=10, restarts=1),
+    watch_every=10,
     unlearning=replace(UNLEARNING, seen=2000, searches=1, steps=10, renewed=5),
 )
 
