@@ -51,7 +51,7 @@ def numbers(page: Path) -> list[tuple[tuple[str, ...], str]]:
     parser = Blocks()
     parser.feed(page.read_text())
     texts = (" ".join(text.split()) for text in parser.texts)
-    return [(tuple(shown), text) for text in texts if (shown := NUMBER.findall(text))]
+    return [(tuple(its_numbers), text) for text in texts if (its_numbers := NUMBER.findall(text))]
 
 
 def differences(old: Path, new: Path) -> Iterator[str]:

@@ -85,7 +85,7 @@ def save_tensors(content: Any, path: Path) -> None:
 
 def provenance(device: str) -> dict[str, Any]:
     """The code, the versions and the machine that a record comes from. "dirty": whether the code has changes beyond the
-    commit; a record that a run adds to its own file is none."""
+    commit. A record that a run writes does not count."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "pillow"):
         with suppress(metadata.PackageNotFoundError):

@@ -55,19 +55,19 @@ def sides() -> list[speed.Side]:
 
 
 def test_a_benchmark_measures_both_in_turn(sides):
-    found = speed.training({"ours": sides[1], "plain": sides[0]}, 1 / 8, 128, repeats=3)
-    assert [len(found["seconds"][side]) for side in ("ours", "plain")] == [3, 3]
-    pairs = zip(found["seconds"]["ours"], found["seconds"]["plain"], strict=True)
-    assert found["ratio"]["median"] == pytest.approx(sorted(p / o for o, p in pairs)[1], abs=1e-3)
+    result = speed.training({"ours": sides[1], "plain": sides[0]}, 1 / 8, 128, repeats=3)
+    assert [len(result["seconds"][side]) for side in ("ours", "plain")] == [3, 3]
+    pairs = zip(result["seconds"]["ours"], result["seconds"]["plain"], strict=True)
+    assert result["ratio"]["median"] == pytest.approx(sorted(p / o for o, p in pairs)[1], abs=1e-3)
 
 
 def test_several_cells_at_once_are_added_up(sides):
     plain_one, *ours = sides
-    found = speed.training({"ours": speed.Together(ours), "plain": plain_one}, 1 / 8, 128, repeats=3, cells=2)
-    together, alone = (sorted(found["seconds"][side])[1] for side in ("ours", "plain"))
-    assert found["images_per_second"] == pytest.approx({"ours": 2 * 128 / together, "plain": 128 / alone}, rel=1e-3)
-    pairs = zip(found["seconds"]["ours"], found["seconds"]["plain"], strict=True)
-    assert found["ratio"]["median"] == pytest.approx(sorted(2 * p / o for o, p in pairs)[1], abs=2e-3)
+    result = speed.training({"ours": speed.Together(ours), "plain": plain_one}, 1 / 8, 128, repeats=3, cells=2)
+    together, alone = (sorted(result["seconds"][side])[1] for side in ("ours", "plain"))
+    assert result["images_per_second"] == pytest.approx({"ours": 2 * 128 / together, "plain": 128 / alone}, rel=1e-3)
+    pairs = zip(result["seconds"]["ours"], result["seconds"]["plain"], strict=True)
+    assert result["ratio"]["median"] == pytest.approx(sorted(2 * p / o for o, p in pairs)[1], abs=2e-3)
 
 
 def test_operations_are_those_of_the_layers():

@@ -3,7 +3,7 @@
 With the schedules of brief.py, and with -m long at quick's own. Other processors round otherwise, and training
 amplifies it. So the tolerance is three percentage points, and only the undefended model and Finetuning's ACC are held
 to it. Finetuning's ASR may begin to fall in so long a training, and the other defenses hang on thresholds and may tip
-over. `python tests/test_reference.py brief` remakes brief.csv, and the word quick quick.csv. Each names its code.
+over. `python tests/test_reference.py brief` remakes brief.csv; with quick it remakes quick.csv. Each names its code.
 """
 
 import os
@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from brief import BRIEF, shorten
 
+from purifier_core.checks import one_of
 from purifier_core.lab import runner
 from purifier_core.lab.experiments import EXPERIMENTS, Experiment
 from purifier_core.lab.experiments.supplement import SUPPLEMENT
@@ -67,6 +68,7 @@ def write(name: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "brief":
+    asked = one_of("reference", " ".join(sys.argv[1:]), ("brief", "quick"))
+    if asked == "brief":
         shorten()
-    write(sys.argv[1])
+    write(asked)

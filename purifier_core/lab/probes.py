@@ -29,7 +29,7 @@ class Curve:
     """ACC and ASR of a defense after every epoch, on a fixed part of the test set: watched, and never chosen by.
 
     `epochs` counts from the first stage of the defense; `before` are the epochs of a stage that is not watched, since
-    its network is not the result. `every`: of so many epochs of a stage one is watched. `target`: the attacker's
+    its network is not the result. `every`: a stage is watched after each `every` epochs. `target`: the attacker's
     class, or that of each triggered image. An instance is the `watch` of a defense.
     """
 
