@@ -34,6 +34,6 @@ def shorten() -> None:
     PROFILES["quick"] = BRIEF
 
 
-if __name__ == "__main__":  # beside the session, see beside.py
+if __name__ == "__main__":  # once a session, see once.py
     shorten()
     runner.run_all([kind(profile="quick") for name, kind in EXPERIMENTS.items() if name != "attacks"], workers=2)

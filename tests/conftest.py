@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from beside import book, pytest_collection_modifyitems, pytest_sessionfinish, quick  # noqa: F401
 from browsing import browser, firefox, served  # noqa: F401 - fixtures for all
+from once import book, pytest_collection_modifyitems, quick  # noqa: F401
 
 from purifier_core.lab import data
 from purifier_core.lab.data import Split, load

@@ -35,8 +35,7 @@ def supplement() -> list[Experiment]:
 
 @pytest.fixture(scope="module", params=["brief", pytest.param("quick", marks=pytest.mark.long)])
 def anew(quick, request) -> Iterator[tuple[pd.DataFrame, dict[str, Results]]]:
-    """The earlier numbers, and the whole supplement. In a session with the notebooks the brief one was computed beside
-    other tests."""
+    """The earlier numbers, and the whole supplement. In a session with the notebooks the brief one is there already."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "brief":
             patch.setitem(PROFILES, "quick", BRIEF)
