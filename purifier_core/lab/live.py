@@ -42,11 +42,11 @@ REPAIRS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
 }
 PAGE = {
     "mnist-badnets": tuple(REPAIRS),
-    "mnist-blend": ("bounds", "feature"),
-    "mnist-sig": ("bounds", "feature"),
-    "cifar10-badnets": ("bounds", "channel", "feature", "feature_random"),
-    "cifar10-blend": ("bounds", "feature"),
-    "cifar10-sig": ("bounds", "feature"),
+    "mnist-blend": ("bounds", "feature", "scan_repair"),
+    "mnist-sig": ("bounds", "feature", "scan_repair"),
+    "cifar10-badnets": tuple(REPAIRS),
+    "cifar10-blend": ("bounds", "feature", "scan_repair"),
+    "cifar10-sig": ("bounds", "feature", "scan_repair"),
 }
 """The networks of the page, and the repairs that it offers for each."""
 
