@@ -180,8 +180,8 @@ def test_label_consistent_poison_is_perturbed_stamped_and_keeps_its_label(store,
 
 def test_two_workers_compute_what_one_does(store, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", load)  # as the workers, who know nothing of few digits
-    broad = Recipe(1, 0.1, batch_size=256)  # an epoch of all in a quarter of the time
-    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], backdoor=broad))
+    short = {"width": 1 / 16, "backdoor": Recipe(1, 0.1, batch_size=256), "finetuning": Recipe(2, 0.01)}
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], **short))
     experiments = [table(methods="none,finetuning", seeds="0,1"), table(attack="trojan", methods="none")]
     alone = runner.run_all(experiments, Store(tmp_path / "alone"), say=lambda _: None)
     lines: list[str] = []
