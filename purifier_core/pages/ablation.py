@@ -35,15 +35,17 @@ def label(change: Change) -> str:
 
 def pairs(results: Results) -> dict[Change, list[tuple[Record, Record]]]:
     """The records without and with each change, paired by seed; a seed without both is left out."""
-    found, every = results.found, {}
+    by_place, by_change = results.found, {}
     for change in results.experiment.rows(results.profile):
-        after = {r.cell.seed: r for r in found.get((change, WITH), [])}
-        both = [(r, after[r.cell.seed]) for r in found.get((change, WITHOUT), []) if r.cell.seed in after]
-        if both:
-            every[change] = both
-        if change.defense == "anp" and ANP_POINT not in every:
-            every[ANP_POINT] = [(r, on_test(r)) for r in found.get((change, WITHOUT), []) if "sweep" in r.diagnostics]
-    return {change: both for change, both in every.items() if both}
+        after = {r.cell.seed: r for r in by_place.get((change, WITH), [])}
+        matches = [(r, after[r.cell.seed]) for r in by_place.get((change, WITHOUT), []) if r.cell.seed in after]
+        if matches:
+            by_change[change] = matches
+        if change.defense == "anp" and ANP_POINT not in by_change:
+            by_change[ANP_POINT] = [
+                (r, on_test(r)) for r in by_place.get((change, WITHOUT), []) if "sweep" in r.diagnostics
+            ]
+    return {change: matches for change, matches in by_change.items() if matches}
 
 
 def on_test(record: Record) -> Record:
@@ -56,9 +58,9 @@ def effects(results: Results) -> dict[tuple[Change, str], Estimate]:
     """The difference that each change makes to ACC and ASR, in percentage points, paired by seed."""
     return {
         (change, metric): difference
-        for change, both in pairs(results).items()
+        for change, matches in pairs(results).items()
         for metric in METRICS
-        if (difference := paired([b for _, b in both], [a for a, _ in both], metric))
+        if (difference := paired([b for _, b in matches], [a for a, _ in matches], metric))
     }
 
 
@@ -73,16 +75,17 @@ def verdict(value: Estimate) -> str:
 
 def table(results: Results) -> pd.DataFrame:
     """A line for each change: ACC and ASR without and with it, and the difference with its range, as text."""
-    found, both = effects(results), pairs(results)
+    differences, matches = effects(results), pairs(results)
     lines = {}
-    for change in dict.fromkeys([*both, *results.experiment.rows(results.profile)]):
-        line: dict[str, str] = {"what it does": _ABOUT[change.switch], "seeds": str(len(both.get(change, [])))}
+    for change in dict.fromkeys([*matches, *results.experiment.rows(results.profile)]):
+        line: dict[str, str] = {"what it does": _ABOUT[change.switch], "seeds": str(len(matches.get(change, [])))}
         for metric in METRICS:
-            value = found.get((change, metric))
+            value = differences.get((change, metric))
             sides = ["missing", "missing", "missing"]
             if value:
                 means = [
-                    100 * sum(getattr(r, metric) for r in side) / len(side) for side in zip(*both[change], strict=True)
+                    100 * sum(getattr(r, metric) for r in side) / len(side)
+                    for side in zip(*matches[change], strict=True)
                 ]
                 sides = [f"{means[0]:.1f}", f"{means[1]:.1f}", value.text(sign="+")]
             heads = (f"{metric.upper()} {what}" for what in ("without", "with", "difference"))
@@ -93,16 +96,16 @@ def table(results: Results) -> pd.DataFrame:
 
 def reading(results: Results) -> list[str]:
     """Sentences: which changes move a number, which do not, which are undecided; then what ABL isolated."""
-    found = effects(results)
-    changes = list(dict.fromkeys(change for change, _ in found))
+    differences = effects(results)
+    changes = list(dict.fromkeys(change for change, _ in differences))
     if not changes:
         return [f"No record at profile {results.shown} is there yet."]
-    verdicts = {change: [verdict(found[change, metric]) for metric in METRICS] for change in changes}
+    verdicts = {change: [verdict(differences[change, metric]) for metric in METRICS] for change in changes}
     moved = [change for change, (acc, asr) in verdicts.items() if {acc, asr} & {"up", "down"}]
     still = [change for change, (acc, asr) in verdicts.items() if acc == asr == "none"]
-    few = [c for c in changes if found[c, "acc"].n < DECIDES]
+    few = [c for c in changes if differences[c, "acc"].n < DECIDES]
     split = [c for c in changes if c not in (*moved, *still, *few)]
-    counted = (f"{label(c)} ({runs(found[c, 'acc'].n)})" for c in few)
+    counted = (f"{label(c)} ({runs(differences[c, 'acc'].n)})" for c in few)
     lines = [
         f"Moves ACC or ASR by {MATTERS:g} point or more, in every seed the same way (profile {results.shown}): "
         f"{'; '.join(map(label, moved)) or 'none'}.",
@@ -147,15 +150,15 @@ def figure(results: Results) -> Any:
     """The difference in ACC and in ASR that each change makes: a dot for each pair of seeds, and their mean."""
     import matplotlib.pyplot as plt
 
-    found = effects(results)
-    lines = _lines(list(dict.fromkeys(change for change, _ in found)))
+    differences = effects(results)
+    lines = _lines(list(dict.fromkeys(change for change, _ in differences)))
     drawing.theme()
     size = (drawing.WIDTH, 0.25 * len(lines) + 1.6)
     picture, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained", dpi=160)
     for axis, metric in zip(axes, METRICS, strict=True):
         for place, (_, change) in enumerate(lines):
             if change:
-                value = found[change, metric]
+                value = differences[change, metric]
                 colour = drawing.OURS if verdict(value) in ("up", "down") else "0.45"
                 drawing.seeds(axis, value, place, colour)
         axis.axvline(0, color="0.2", linewidth=1)

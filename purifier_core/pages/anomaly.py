@@ -30,9 +30,9 @@ def lit(layer: dict[str, Any]) -> list[int]:
     return [c for c, (hit, clean) in enumerate(zip(layer["triggered"], peak, strict=True)) if hit > clean]
 
 
-def distance(one: Any, other: Any) -> float:
+def distance(first: Any, second: Any) -> float:
     """Half the summed difference of two profiles, each divided by its sum: 0 for equal shapes, 1 for disjoint ones."""
-    a, b = np.asarray(one, float), np.asarray(other, float)
+    a, b = np.asarray(first, float), np.asarray(second, float)
     return float(np.abs(a / a.sum() - b / b.sum()).sum() / 2)
 
 
@@ -80,9 +80,9 @@ def published_maps() -> tuple[np.ndarray, np.ndarray]:
 def by_column(results: Results) -> dict[Column, list[Record]]:
     """The records behind each column of Figures 10 to 12, seed by seed."""
     return {
-        column: found
-        for (_, column), mine in results.found.items()
-        if (found := [r for r in mine if "activations" in r.diagnostics])
+        column: with_activations
+        for (_, column), records in results.found.items()
+        if (with_activations := [r for r in records if "activations" in r.diagnostics])
     }
 
 
@@ -113,8 +113,8 @@ def suppressed(results: Results, init: str) -> Decision:
     """Figure 12: whether the feature-wise module leaves at most half of the excess, in every seed that has both."""
     parts = excesses(results)
     before, after = parts.get(Column("none"), {}), parts.get(module("feature", init), {})
-    both = before.keys() & after.keys()
-    return in_vain(results) or decide({seed: 2 * after[seed] <= before[seed] for seed in both})
+    seeds = before.keys() & after.keys()
+    return in_vain(results) or decide({seed: 2 * after[seed] <= before[seed] for seed in seeds})
 
 
 def maps_by_seed(results: Results) -> dict[int, dict[str, float]]:
@@ -159,26 +159,26 @@ def table(results: Results) -> pd.DataFrame:
         }
         lines = {}
         for column, records in by_column(results).items():
-            each = {r.cell.seed: percents(r) for r in records}
-            lines[column.label] = {name: over_seeds(each, name).text() for name in heads}
+            by_seed = {r.cell.seed: percents(r) for r in records}
+            lines[column.label] = {name: over_seeds(by_seed, name).text() for name in heads}
     return pd.DataFrame.from_dict(lines, orient="index", columns=list(heads)).rename(columns=heads)
 
 
 def percents(record: Record) -> dict[str, float]:
     """`numbers` of a record and its ASR, in percent."""
-    every = {"asr": record.asr or 0.0} | numbers(record.diagnostics["activations"])
-    return {name: 100 * value for name, value in every.items()}
+    fractions = {"asr": record.asr or 0.0} | numbers(record.diagnostics["activations"])
+    return {name: 100 * value for name, value in fractions.items()}
 
 
-def over_seeds(each: dict[int, dict[str, float]], name: str) -> Estimate:
+def over_seeds(by_seed: dict[int, dict[str, float]], name: str) -> Estimate:
     """One number's mean and range over seeds, with its unit."""
-    return estimate({seed: values[name] / 100 for seed, values in each.items()})
+    return estimate({seed: values[name] / 100 for seed, values in by_seed.items()})
 
 
 def reading(results: Results) -> list[str]:
     """A sentence for each network and one for each question that the figure asks, from the records alone."""
-    found = by_column(results)
-    if not found:
+    columns = by_column(results)
+    if not columns:
         return [f"No record of this figure at profile {results.shown} is there yet."]
     if results.experiment.name == "figure11":
         ours, stated = maps_by_seed(results), map_numbers(*published_maps())
@@ -190,9 +190,9 @@ def reading(results: Results) -> list[str]:
             f"They do so at the places that clean images light: {same_places(results).text('yes', 'no')}.",
         ]
     lines = []
-    for column, records in found.items():
-        each = {record.cell.seed: percents(record) for record in records}
-        excess, nearest, between = (over_seeds(each, name).text() for name in ("excess", "nearest", "between"))
+    for column, records in columns.items():
+        by_seed = {record.cell.seed: percents(record) for record in records}
+        excess, nearest, between = (over_seeds(by_seed, name).text() for name in ("excess", "nearest", "between"))
         lines.append(
             f"{column.label}, profile {results.shown}, in percent: {excess} of the magnitude on triggered images lies "
             f"above what any class reaches. The triggered profile lies {nearest} from that of the nearest class; two "
@@ -201,7 +201,7 @@ def reading(results: Results) -> list[str]:
     if results.experiment.name == "figure10":
         threshold = f"at least {100 * EXCESS:g} % above every class, a threshold of ours"
         return [*lines, f"The anomaly is seen ({threshold}): {seen(results).text('yes', 'no')}."]
-    inits = [dict(column.switches)["init"] for column in found if column.switches]
+    inits = [dict(column.switches)["init"] for column in columns if column.switches]
     return lines + [
         f"The module suppresses the anomaly, init={init}: {suppressed(results, init).text('yes', 'no')}."
         for init in inits
@@ -224,17 +224,17 @@ def _profiles(results: Results) -> Any:
     """Two panels for each network: bars are the fed images' magnitudes in decreasing order, dots the other images'."""
     import matplotlib.pyplot as plt
 
-    found = by_column(results)
-    if len(found) > 1:  # Figure 12 shows the module; the network without it is Figure 10
-        found.pop(Column("none"), None)
+    columns = by_column(results)
+    if len(columns) > 1:  # Figure 12 shows the module; the network without it is Figure 10
+        columns.pop(Column("none"), None)
     drawing, axes = plt.subplots(
-        max(1, len(found)), 2, figsize=(9, 2.9 * max(1, len(found)) + 0.3), sharey=True, squeeze=False,
+        max(1, len(columns)), 2, figsize=(9, 2.9 * max(1, len(columns)) + 0.3), sharey=True, squeeze=False,
         layout="constrained", dpi=160,
     )  # fmt: skip
     triggered = f"{results.experiment.attack.capitalize()} images"
     series = {"clean": ("clean images", "#4c72b0"), "triggered": (triggered, "#c2410c")}
-    for line, (column, mine) in zip(axes, found.items(), strict=False):
-        layer = mine[0].diagnostics["activations"]
+    for line, (column, records) in zip(axes, columns.items(), strict=False):
+        layer = records[0].diagnostics["activations"]
         top = max(*layer["clean"], *layer["triggered"])
         for axis, fed, other in zip(line, series, reversed(series), strict=True):
             order = np.argsort(layer[fed])[::-1]
@@ -258,8 +258,8 @@ def _maps(results: Results) -> Any:
     import seaborn as sns
 
     pairs = {"published": published_maps()}
-    for mine in by_column(results).values():  # one column, the undefended network
-        layer = mine[0].diagnostics["activations"]
+    for records in by_column(results).values():  # one column, the undefended network
+        layer = records[0].diagnostics["activations"]
         maps = (np.asarray(layer["clean_map"]), np.asarray(layer["triggered_map"]))
         pairs[f"ours ({results.shown})"] = maps
     drawing, axes = plt.subplots(

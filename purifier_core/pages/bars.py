@@ -27,8 +27,8 @@ Bars = Mapping[Column, float]
 def stated(dataset: str, columns: list[Column]) -> dict[Column, float]:
     """The published bars of a dataset. A module has one published bar, which stands under each of its starts."""
     table = published("figure13")
-    mine = table[table.dataset == title(dataset).replace("-", "")].set_index("method").one_minus_asr_per_epoch_percent
-    return {column: float(mine[column.name]) for column in columns}
+    bars = table[table.dataset == title(dataset).replace("-", "")].set_index("method").one_minus_asr_per_epoch_percent
+    return {column: float(bars[column.name]) for column in columns}
 
 
 def methods(results: Results, init: str) -> list[Column]:
@@ -39,20 +39,20 @@ def methods(results: Results, init: str) -> list[Column]:
 
 def ours(results: Results, dataset: str, columns: list[Column]) -> dict[Hashable, dict[Column, float]]:
     """Our bars on a dataset, of each run that has all of them."""
-    found = {}
+    bars = {}
     for key, run in by_run(results).items():
         records = {column: run[dataset, column] for column in columns if (dataset, column) in run}
         if len(records) == len(columns):
-            found[key] = {c: 100 * (1 - (r.asr or 0.0)) / r.effort["epochs"] for c, r in records.items()}
-    return found
+            bars[key] = {c: 100 * (1 - (r.asr or 0.0)) / r.effort["epochs"] for c, r in records.items()}
+    return bars
 
 
 def rank_correlations(results: Results, dataset: str, init: str) -> dict[Hashable, float]:
     """Spearman's rank correlation of our bars with the published ones, by run."""
     columns = methods(results, init)
-    wanted = pd.Series(stated(dataset, columns))
+    paper = pd.Series(stated(dataset, columns))
     runs = ours(results, dataset, columns)
-    return {key: float(pd.Series(bars).corr(wanted, method="spearman")) for key, bars in runs.items()}
+    return {key: float(pd.Series(bars).corr(paper, method="spearman")) for key, bars in runs.items()}
 
 
 def in_order(results: Results, init: str) -> dict[str, Decision]:
@@ -70,21 +70,21 @@ def module_leads(bars: Bars) -> bool:
 
 def order(results: Results) -> Judgement:
     """The judgement on the order of the bars."""
-    asked = {init: in_order(results, init) for init in INITS}
-    verdict = by_start({init: all_of(each) for init, each in asked.items()})
-    return Judgement("the reference", for_each_start(asked), verdict)
+    answers = {init: in_order(results, init) for init in INITS}
+    verdict = by_start({init: all_of(decisions) for init, decisions in answers.items()})
+    return Judgement("the reference", for_each_start(answers), verdict)
 
 
 def lead(results: Results) -> Judgement:
     """The judgement on Purifier's lead within an epoch."""
-    asked = {}
+    answers = {}
     for init in INITS:
         columns = methods(results, init)
-        asked[init] = {
+        answers[init] = {
             title(dataset): decide({k: module_leads(bars) for k, bars in ours(results, dataset, columns).items()})
             for dataset in LED
         }
     leading = [title(d) for d in DATASETS if module_leads(stated(d, methods(results, "full")))]
     failing = [title(d) for d in LED if title(d) not in leading]
-    verdict = by_start({init: all_of(each) for init, each in asked.items()})
-    return Judgement(", ".join(leading), for_each_start(asked), verdict, failing)
+    verdict = by_start({init: all_of(decisions) for init, decisions in answers.items()})
+    return Judgement(", ".join(leading), for_each_start(answers), verdict, failing)

@@ -37,24 +37,24 @@ def rate(records: list[Record], kind: tuple[str, ...]) -> Estimate | None:
     if not kind:
         return measured(records, "asr") if records else None
     first, second = kind
-    known = {r.cell.seed: r.diagnostics["attacked"][first][second] for r in records}
-    return estimate(known) if known else None
+    shares = {r.cell.seed: r.diagnostics["attacked"][first][second] for r in records}
+    return estimate(shares) if shares else None
 
 
 def tried(results: Results) -> list[Any]:
     """The rows whose backdoor took and whose repaired network is recorded."""
-    found = results.found
+    by_place = results.found
     rows = results.experiment.rows(results.profile)
-    return [row for row in rows if (row, REPAIRED) in found and took(found.get((row, NONE), []))]
+    return [row for row in rows if (row, REPAIRED) in by_place and took(by_place.get((row, NONE), []))]
 
 
 def table(results: Results) -> pd.DataFrame:
     """What each attack carries to the attacker's class, in percent, of the repaired network and of a clean one."""
     lines = {}
     for row in tried(results):
-        for kind, told in KINDS.items():
+        for kind, name in KINDS.items():
             values = {c: rate(results.found.get((row, c), []), kind) for c in (REPAIRED, CLEAN)}
-            lines[row_label(row), told] = {
+            lines[row_label(row), name] = {
                 "after Scan-repair": _text(values[REPAIRED]),
                 "a clean network": _text(values[CLEAN]),
             }
@@ -72,19 +72,19 @@ def passes(results: Results) -> list[str]:
     rows = tried(results)
     if not rows:
         return [f"No record of this page at profile {results.shown} is there yet."]
-    lines, held = [], 0
+    lines, failures = [], 0
     for row in rows:
-        mine, clean = (results.found.get((row, column), []) for column in (REPAIRED, CLEAN))
-        told = []
+        repaired, clean = (results.found.get((row, column), []) for column in (REPAIRED, CLEAN))
+        gains = []
         for kind, name in KINDS.items():
-            ours, line = rate(mine, kind), rate(clean, kind)
-            if ours and line and ours.mean - line.mean > ABOVE:
-                told.append(f"{name}: {number(ours.mean)} % (a clean network {number(line.mean)} %)")
-            held += bool(ours and line and ours.mean - line.mean <= ABOVE)
-        if told:
-            lines.append(f"**{row_label(row)}** passes by {'; '.join(told)}.")
+            success, line = rate(repaired, kind), rate(clean, kind)
+            if success and line and success.mean - line.mean > ABOVE:
+                gains.append(f"{name}: {number(success.mean)} % (a clean network {number(line.mean)} %)")
+            failures += bool(success and line and success.mean - line.mean <= ABOVE)
+        if gains:
+            lines.append(f"**{row_label(row)}** passes by {'; '.join(gains)}.")
     lines += [_scanned(row, results.found[row, REPAIRED]) for row in rows]
-    return [*lines, f"In {held} other cases an attack gains at most {ABOVE:g} points over a clean network."]
+    return [*lines, f"In {failures} other cases an attack gains at most {ABOVE:g} points over a clean network."]
 
 
 def _scanned(row: tuple[str, str], records: list[Record]) -> str:

@@ -56,18 +56,18 @@ class Claim:
 
 def _pattern(evidence: Evidence) -> Judgement:
     parts = anomaly.excesses(evidence.pattern).get(Column("none"), {})
-    told = f"above every clean class, in percent: {estimate(parts).text()}" if parts else ""
-    return Judgement("a picture", told, anomaly.seen(evidence.pattern).text())
+    ours = f"above every clean class, in percent: {estimate(parts).text()}" if parts else ""
+    return Judgement("a picture", ours, anomaly.seen(evidence.pattern).text())
 
 
 def _map(number: str, decide: Callable[[Results], Decision]) -> Callable[[Evidence], Judgement]:
     """The judge of a claim about one number of Figure 11's maps."""
 
     def judge(evidence: Evidence) -> Judgement:
-        each = anomaly.maps_by_seed(evidence.maps)
-        told = anomaly.over_seeds(each, number).text(2) if each else ""
+        by_seed = anomaly.maps_by_seed(evidence.maps)
+        ours = anomaly.over_seeds(by_seed, number).text(2) if by_seed else ""
         stated = anomaly.map_numbers(*anomaly.published_maps())[number]
-        return Judgement(f"{stated:.2f}", told, decide(evidence.maps).text())
+        return Judgement(f"{stated:.2f}", ours, decide(evidence.maps).text())
 
     return judge
 
@@ -75,9 +75,9 @@ def _map(number: str, decide: Callable[[Results], Decision]) -> Callable[[Eviden
 def _suppressed(evidence: Evidence) -> Judgement:
     results = evidence.suppression
     parts = anomaly.excesses(results)
-    told = ", ".join(f"{column.label} {estimate(part).text()}" for column, part in parts.items())
+    ours = ", ".join(f"{column.label} {estimate(part).text()}" for column, part in parts.items())
     verdict = by_start({init: anomaly.suppressed(results, init) for init in INITS})
-    return Judgement("a picture", f"above every clean class, in percent: {told}" if told else "", verdict)
+    return Judgement("a picture", f"above every clean class, in percent: {ours}" if ours else "", verdict)
 
 
 CLAIMS = (
@@ -168,16 +168,16 @@ def table(every: dict[str, Evidence]) -> pd.DataFrame:
     """
     lines = {}
     for claim in CLAIMS:
-        judged = {profile: claim.judge(evidence) for profile, evidence in every.items()}
-        shown = {profile: judgement for profile, judgement in judged.items() if judgement.ours}
-        shown = shown or dict([judged.popitem()])  # nothing is recorded: the smallest says what is missing
-        first = next(iter(shown.values()))
-        own = f" The published numbers do not pass it: {', '.join(first.failing)}." if first.failing else ""
+        judgements = {profile: claim.judge(evidence) for profile, evidence in every.items()}
+        answers = {profile: judgement for profile, judgement in judgements.items() if judgement.ours}
+        answers = answers or dict([judgements.popitem()])  # nothing is recorded: the smallest says what is missing
+        first = next(iter(answers.values()))
+        caveat = f" The published numbers do not pass it: {', '.join(first.failing)}." if first.failing else ""
         lines[claim.where, claim.says] = {
-            "verdict": by_size({profile: judgement.verdict for profile, judgement in shown.items()}),
-            "ours": by_size({profile: judgement.ours or "missing" for profile, judgement in shown.items()}),
+            "verdict": by_size({profile: judgement.verdict for profile, judgement in answers.items()}),
+            "ours": by_size({profile: judgement.ours or "missing" for profile, judgement in answers.items()}),
             "published": first.published,
-            "rule": claim.rule + own,
+            "rule": claim.rule + caveat,
         }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["where", "claim"])
@@ -191,9 +191,9 @@ def by_size(texts: dict[str, str]) -> str:
 
 def sources(every: dict[str, Evidence]) -> list[str]:
     """The provenance of the records behind the verdicts."""
-    asked = [
+    results_by_profile = [
         (evidence.pattern, evidence.maps, evidence.suppression, evidence.bars, evidence.sizes, evidence.ratios)
         for evidence in every.values()
     ]
-    recorded = [results for each in zip(*asked, strict=True) for results in each if results.records]
+    recorded = [results for sizes in zip(*results_by_profile, strict=True) for results in sizes if results.records]
     return [f"{results.experiment.title}. {provenance(results)}" for results in recorded]

@@ -41,52 +41,53 @@ def beside(results: Results, store: Store | None = None) -> Beside | None:
     rows = min(experiment.rows(results.profile)), min(experiment.whole().rows(results.profile))
     larger = LARGEST_FIRST[: LARGEST_FIRST.index(results.profile)]
     numbers = {(row, c): number(experiment.cell(c, row, 0, results.profile)) for row in rows for c in columns}
-    known = recorded(store or Store(ROOT / "data"), list(numbers.values()), larger)
+    by_number = recorded(store or Store(ROOT / "data"), list(numbers.values()), larger)
     candidates = []
     for profile, row in product(larger, rows):
-        records = {column: known.get((numbers[row, column], profile), []) for column in columns}
+        records = {column: by_number.get((numbers[row, column], profile), []) for column in columns}
         if all(records.values()):
             candidates.append(Beside(results, profile, row, records))
     best = enough_first(candidates, lambda candidate: min(map(len, candidate.records.values())))
     return best[0] if best else None
 
 
-def table(found: Beside) -> pd.DataFrame:
+def table(comparison: Beside) -> pd.DataFrame:
     """One line for each column of the run: ACC and ASR of the run, of the records with their range, and published."""
-    ours, paper = estimates(found.results), paper_values(found.results.experiment)
+    ours, paper = estimates(comparison.results), paper_values(comparison.results.experiment)
     heads = [(metric.upper(), source) for metric in METRICS for source in ("run", "records", "paper")]
     lines = []
-    for column, records in found.records.items():
+    for column, records in comparison.records.items():
         line = []
         for metric in METRICS:
             run, stated = (
-                ours.get((found.row, column, metric)),
-                paper.get((found.row, column.name, metric)),
+                ours.get((comparison.row, column, metric)),
+                paper.get((comparison.row, column.name, metric)),
             )
             line += ["–" if run is None else f"{run.mean:.1f}", measured(records, metric).text()]
             line += ["–" if stated is None else f"{stated:.1f}"]
         lines.append([*line, str(len(records))])
-    labels = [column.label for column in found.records]
+    labels = [column.label for column in comparison.records]
     return pd.DataFrame(lines, labels, pd.MultiIndex.from_tuples([*heads, ("", "n")]))
 
 
-def heading(found: Beside) -> str:
+def heading(comparison: Beside) -> str:
     """What the table holds."""
-    title, row = found.results.experiment.title, row_label(found.results.experiment, found.row)
+    title, row = comparison.results.experiment.title, row_label(comparison.results.experiment, comparison.row)
     return f"{title}, {row}: this run, the committed records, and the paper, in percent"
 
 
-def sentence(found: Beside) -> str:
+def sentence(comparison: Beside) -> str:
     """One sentence: what the reader of the run sees, and which numbers to judge by."""
-    run = {(c, m): value for (row, c, m), value in estimates(found.results).items() if row == found.row}
-    records = {(c, m): measured(mine, m) for c, mine in found.records.items() for m in METRICS}
-    counts = {len(mine) for mine in found.records.values()}
+    run = {(c, m): value for (row, c, m), value in estimates(comparison.results).items() if row == comparison.row}
+    records = {(c, m): measured(group, m) for c, group in comparison.records.items() for m in METRICS}
+    counts = {len(group) for group in comparison.records.values()}
     seeds = runs(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
-    kind = "a smoke test" if found.results.profile == "quick" else "a smaller experiment"
+    kind = "a smoke test" if comparison.results.profile == "quick" else "a smaller experiment"
     return (
-        f"The run above is {kind} ({_size(found.results.profile)}): take the finding from the records (profile "
-        f"{found.profile}, {seeds}; {_size(found.profile)}), where {_near(found, records)} of {len(found.records)} "
-        f"lines lie within {NEAR:g} points of the published ACC and ASR; in this run {_near(found, run)} do."
+        f"The run above is {kind} ({_size(comparison.results.profile)}): take the finding from the records (profile "
+        f"{comparison.profile}, {seeds}; {_size(comparison.profile)}), where {_near(comparison, records)} of "
+        f"{len(comparison.records)} lines lie within {NEAR:g} points of the published ACC and ASR; in this run "
+        f"{_near(comparison, run)} do."
     )
 
 
@@ -94,28 +95,28 @@ def _size(profile: str) -> str:
     return PROFILES[profile].about.partition(": ")[2]
 
 
-def _near(found: Beside, values: dict[tuple[Column, str], Estimate]) -> int:
+def _near(comparison: Beside, values: dict[tuple[Column, str], Estimate]) -> int:
     """The number of columns whose two means are near the published ones."""
-    paper = paper_values(found.results.experiment)
+    paper = paper_values(comparison.results.experiment)
 
     def near(column: Column, metric: str) -> bool:
-        value, stated = values.get((column, metric)), paper.get((found.row, column.name, metric))
+        value, stated = values.get((column, metric)), paper.get((comparison.row, column.name, metric))
         return value is not None and stated is not None and abs(value.mean - stated) <= NEAR
 
-    return sum(all(near(column, metric) for metric in METRICS) for column in found.records)
+    return sum(all(near(column, metric) for metric in METRICS) for column in comparison.records)
 
 
 def html(results: Results) -> str:
     """The table and its sentence for a notebook; empty where there is nothing to set beside the run."""
-    found = beside(results)
-    if found is None:
+    comparison = beside(results)
+    if comparison is None:
         return ""
-    return f"<p><b>{heading(found)}</b></p>{styled(table(found), 'committed')}<p>{sentence(found)}</p>"
+    return f"<p><b>{heading(comparison)}</b></p>{styled(table(comparison), 'committed')}<p>{sentence(comparison)}</p>"
 
 
 def text(results: Results, width: int = 100) -> str:
     """The same for a terminal of `width` columns."""
-    found = beside(results)
-    if found is None:
+    comparison = beside(results)
+    if comparison is None:
         return ""
-    return "\n".join(["", heading(found), table(found).to_string(), "", fill(sentence(found), width)])
+    return "\n".join(["", heading(comparison), table(comparison).to_string(), "", fill(sentence(comparison), width)])

@@ -23,12 +23,12 @@ ACROSS = 3
 
 def curves(results: Results, dataset: str) -> dict[Column, list[Record]]:
     """The records that hold a curve on a dataset, by column; columns without one are left out."""
-    found = {
-        column: [record for record in mine if "curve" in record.diagnostics]
-        for (row, column), mine in by_column(results).items()
+    columns = {
+        column: [record for record in records if "curve" in record.diagnostics]
+        for (row, column), records in by_column(results).items()
         if row == dataset
     }
-    return {column: mine for column, mine in found.items() if mine}
+    return {column: records for column, records in columns.items() if records}
 
 
 def end_point(dataset: str, column: Column) -> dict[str, float]:
@@ -52,8 +52,8 @@ def figure(results: Results, dataset: str) -> Any:
     """A panel for each defense on a dataset: ACC and ASR by epoch, a thin line for each seed."""
     import matplotlib.pyplot as plt
 
-    found = curves(results, dataset)
-    down = max(1, -(-len(found) // ACROSS))
+    columns = curves(results, dataset)
+    down = max(1, -(-len(columns) // ACROSS))
     drawing.theme()
     picture, axes = plt.subplots(
         down,
@@ -64,15 +64,15 @@ def figure(results: Results, dataset: str) -> Any:
         layout="constrained",
         dpi=160,
     )
-    for axis in axes.flat[len(found) :]:
+    for axis in axes.flat[len(columns) :]:
         axis.set_axis_off()
-    if not found:
+    if not columns:
         axes[0, 0].text(0, 0.5, "No record with a curve is there yet.")
-    for axis, (column, mine) in zip(axes.flat, found.items(), strict=False):
-        _panel(axis, mine, end_point(dataset, column))
+    for axis, (column, records) in zip(axes.flat, columns.items(), strict=False):
+        _panel(axis, records, end_point(dataset, column))
         axis.set_title(column.label, loc="left", fontsize=10.5, pad=3)
     for line in axes:
-        line[0].set_ylabel("%" if found else "")
+        line[0].set_ylabel("%" if columns else "")
     picture.suptitle(f"{title(dataset)}, epochs of the defense", x=0.01, ha="left", fontsize=11, fontweight="bold")
     handles = [plt.Line2D([], [], color=COLOURS[metric], label=metric.upper()) for metric in METRICS]
     handles.append(plt.Line2D([], [], linestyle=":", color="0.4", label="new stage"))
@@ -82,19 +82,19 @@ def figure(results: Results, dataset: str) -> Any:
     return picture
 
 
-def _panel(axis: Any, mine: list[Record], stated: dict[str, float]) -> None:
+def _panel(axis: Any, records: list[Record], stated: dict[str, float]) -> None:
     """The curves of one defense, the beginning of its later stages, and the published end point."""
-    taken = [record.diagnostics["curve"] for record in mine]
-    for curve in taken:
+    series = [record.diagnostics["curve"] for record in records]
+    for curve in series:
         for metric in METRICS:
             look = {"color": COLOURS[metric], "alpha": 0.8, "clip_on": False}
             epochs, values = unbroken(curve, metric)
             axis.plot(epochs, values, linewidth=1.1, **look)
             if epochs[0] == 0:
                 axis.plot(0, values[0], marker="o", markersize=3.5, **look)
-    for stage in sorted({stage for curve in taken for stage in curve.get("stages", ())}):
+    for stage in sorted({stage for curve in series for stage in curve.get("stages", ())}):
         axis.axvline(stage, color="0.4", linestyle=":", linewidth=1.2)
-    end = max(curve["epochs"][-1] for curve in taken)
+    end = max(curve["epochs"][-1] for curve in series)
     for metric, value in stated.items():
         mark = drawing.PUBLISHED_MARK | {"edgecolor": COLOURS[metric], "s": 60}
         axis.scatter(end, value, **mark, zorder=4, clip_on=False)
@@ -116,7 +116,7 @@ def unbroken(curve: dict[str, Any], metric: str) -> tuple[list[float], list[floa
 
 def reading(results: Results) -> list[str]:
     """A sentence: how many of the records have a curve, and on which images."""
-    every = [(row, column, record) for (row, column), mine in by_column(results).items() for record in mine]
+    every = [(row, column, record) for (row, column), records in by_column(results).items() for record in records]
     with_curve = [record for *_, record in every if "curve" in record.diagnostics]
     line = f"A curve is in {len(with_curve)} of the {len(every)} records of defenses shown here; the others are absent."
     if not with_curve:

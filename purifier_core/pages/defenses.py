@@ -11,7 +11,7 @@ from purifier_core.lab.methods import ATTACKS, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import heatmap, inside
-from purifier_core.pages.heatmap import NONE
+from purifier_core.pages.heatmap import NONE, short_attack
 from purifier_core.pages.overview import seconds
 from purifier_core.pages.report import METRICS
 from purifier_core.pages.statistics import (
@@ -56,24 +56,24 @@ def row_label(row: tuple[str, str]) -> str:
 
 def _short_label(row: tuple[str, str]) -> str:
     attack, dataset = row
-    return f"{title(dataset)} {ATTACKS[attack].label.partition(' (')[0].removeprefix('BadNets, ')}"
+    return f"{title(dataset)} {short_attack(attack)}"
 
 
 def taken(results: Results) -> list[Any]:
     """The rows in which the backdoor took."""
-    found = results.found
-    return [row for row in results.experiment.rows(results.profile) if took(found.get((row, NONE), []))]
+    by_place = results.found
+    return [row for row in results.experiment.rows(results.profile) if took(by_place.get((row, NONE), []))]
 
 
 def not_taken(results: Results) -> list[str]:
     """One line that names the rows in which the backdoor did not take, with the ASR of the undefended network."""
-    found, there = results.found, taken(results)
-    told = [
-        f"{row_label(row)}: {measured(found[row, NONE], 'asr').text()}"
+    by_place, rows = results.found, taken(results)
+    texts = [
+        f"{row_label(row)}: {measured(by_place[row, NONE], 'asr').text()}"
         for row in results.experiment.rows(results.profile)
-        if (row, NONE) in found and row not in there
+        if (row, NONE) in by_place and row not in rows
     ]
-    return [f"Did not take, and so shows nothing of a defense (ASR in percent): {'; '.join(told)}."] if told else []
+    return [f"Did not take, and so shows nothing of a defense (ASR in percent): {'; '.join(texts)}."] if texts else []
 
 
 def notes(results: Results) -> list[str]:
@@ -84,8 +84,8 @@ def notes(results: Results) -> list[str]:
 def _only_taken(results: Results) -> Results:
     """The results without the records of the rows in which the backdoor did not take."""
     rows = taken(results)
-    mine = [record for (row, _), records in results.found.items() if row in rows for record in records]
-    return Results(results.experiment, results.profile, results.reason, mine)
+    remainder = [record for (row, _), records in results.found.items() if row in rows for record in records]
+    return Results(results.experiment, results.profile, results.reason, remainder)
 
 
 def outcome(before: list[Record], after: list[Record]) -> tuple[str, bool | str]:
@@ -93,11 +93,11 @@ def outcome(before: list[Record], after: list[Record]) -> tuple[str, bool | str]
 
     Only the seeds that are in both lists enter.
     """
-    start = {record.cell.seed for record in before}
-    both = [record for record in after if record.cell.seed in start]
-    change = paired(both, before, "acc")
+    seeds = {record.cell.seed for record in before}
+    matches = [record for record in after if record.cell.seed in seeds]
+    change = paired(matches, before, "acc")
     falls = [value < -COST for value in change.values] if change else []
-    return decided([_word(record) for record in both]), decided(falls)
+    return decided([_word(record) for record in matches]), decided(falls)
 
 
 def _word(record: Record) -> str:
@@ -109,30 +109,32 @@ def _word(record: Record) -> str:
 
 def outcomes(results: Results, column: Column) -> dict[Any, tuple[str, bool | str]]:
     """`outcome` by row, for the rows in which the backdoor took and the column has a record."""
-    found = results.found
-    return {row: outcome(found[row, NONE], found[row, column]) for row in taken(results) if (row, column) in found}
+    by_place = results.found
+    return {
+        row: outcome(by_place[row, NONE], by_place[row, column]) for row in taken(results) if (row, column) in by_place
+    }
 
 
 def reading(results: Results) -> list[str]:
     """`notes`, then for each defense where it removes the backdoor, where it leaves it, and at what cost, by rule."""
-    found = results.found
+    by_place = results.found
     lines = notes(results)
     for column in results.experiment.columns()[1:]:
-        told = outcomes(results, column)
-        if not told:
+        verdicts = outcomes(results, column)
+        if not verdicts:
             continue
-        sure = [row for row, (word, _) in told.items() if not word.startswith("not decided")]
-        removed = [row for row in sure if told[row][0] == "removes"]
-        dear = sum(told[row][1] is True for row in removed)
+        sure = [row for row, (word, _) in verdicts.items() if not word.startswith("not decided")]
+        removed = [row for row in sure if verdicts[row][0] == "removes"]
+        dear = sum(verdicts[row][1] is True for row in removed)
         line = f"**{column.label}**"
         line += (
             f" removes the backdoor in {len(removed)} of {len(sure)} decided rows" if sure else ": no row is decided"
         )
         line += f", in {dear} of these at the cost of accuracy" if dear else ""
         for word, opening in _OPENINGS.items():
-            mine = {row: results_of(found[row, column]) for row in told if told[row][0] == word}
-            line += f". {opening}: {_by_dataset(mine)}" if mine else ""
-        few = Counter(len(found[row, column]) for row in told if len(found[row, column]) < DECIDES)
+            rows = {row: results_of(by_place[row, column]) for row in verdicts if verdicts[row][0] == word}
+            line += f". {opening}: {_by_dataset(rows)}" if rows else ""
+        few = Counter(len(by_place[row, column]) for row in verdicts if len(by_place[row, column]) < DECIDES)
         line += "".join(f". Not decided, {runs(n)}: {count} rows" for n, count in sorted(few.items()))
         lines.append(line + ".")
     return lines or [f"No record at profile {results.shown} is there yet."]
@@ -148,12 +150,12 @@ _OPENINGS = {
 
 def _by_dataset(records: dict[tuple[str, str], list[Record]]) -> str:
     """The attacks on each dataset, with their mean ASR in percent where there is a result, in words."""
-    found: dict[str, list[str]] = {}
-    for row, mine in records.items():
+    by_dataset: dict[str, list[str]] = {}
+    for row, group in records.items():
         dataset = title(row[1])
-        asr = f" {measured(mine, 'asr').mean:.0f}" if mine else ""
-        found.setdefault(dataset, []).append(_short_label(row).removeprefix(f"{dataset} ") + asr)
-    return "; ".join(f"{dataset} {', '.join(names)}" for dataset, names in found.items())
+        asr = f" {measured(group, 'asr').mean:.0f}" if group else ""
+        by_dataset.setdefault(dataset, []).append(short_attack(row[0]) + asr)
+    return "; ".join(f"{dataset} {', '.join(names)}" for dataset, names in by_dataset.items())
 
 
 def attackers(results: Results) -> list[str]:
@@ -161,26 +163,28 @@ def attackers(results: Results) -> list[str]:
 
     Every difference is paired by seed.
     """
-    found = results.found
+    by_place = results.found
     lines = []
     for row in taken(results):
         attack, dataset = row
         plain = ("badnets", dataset)
-        if attack not in AIMED or (plain, NONE) not in found:
+        if attack not in AIMED or (plain, NONE) not in by_place:
             continue
-        told = [
-            f"{column.label} {_beside(found[row, column], found[plain, column], 'asr')}"
+        rates = [
+            f"{column.label} {_beside(by_place[row, column], by_place[plain, column], 'asr')}"
             for column in map(Column, AIMED[attack])
-            if {(row, column), (plain, column)} <= found.keys()
+            if {(row, column), (plain, column)} <= by_place.keys()
         ]
-        line = f"**{row_label(row)}**: ACC without a defense {_beside(found[row, NONE], found[plain, NONE], 'acc')}"
-        lines.append(f"{line}; ASR after {', '.join(told)}." if told else f"{line}.")
+        line = (
+            f"**{row_label(row)}**: ACC without a defense {_beside(by_place[row, NONE], by_place[plain, NONE], 'acc')}"
+        )
+        lines.append(f"{line}; ASR after {', '.join(rates)}." if rates else f"{line}.")
     return lines
 
 
-def _beside(mine: list[Record], other: list[Record], metric: str) -> str:
+def _beside(records: list[Record], reference: list[Record], metric: str) -> str:
     """A mean in percent and its difference from another, as text."""
-    change, mean = paired(mine, other, metric), measured(mine, metric).mean
+    change, mean = paired(records, reference, metric), measured(records, metric).mean
     return number(mean) + (f" ({number(change.mean, sign='+')}, {change.spread(sign='+')})" if change else "")
 
 
@@ -190,35 +194,37 @@ def table(results: Results) -> pd.DataFrame:
 
     Attacks that did not take are left out.
     """
-    found, hidden = results.found, set(results.experiment.rows(results.profile)) - set(taken(results))
+    by_place, hidden = results.found, set(results.experiment.rows(results.profile)) - set(taken(results))
     places, lines = results.experiment.places(results.profile), []
     for row in results.experiment.rows(results.profile):
-        if row in hidden and (row, NONE) in found:
+        if row in hidden and (row, NONE) in by_place:
             continue
         for column in results.experiment.columns():
             attack, dataset = row
             line = {"dataset": title(dataset), "attack": ATTACKS[attack].label, "defense": column.label}
-            mine = found.get((row, column), [])
+            records = by_place.get((row, column), [])
             gap = "missing" if (row, column) in places else "–"
-            lines.append(line | (_numbers(mine, found.get((row, NONE), [])) if mine else dict.fromkeys(_HEADS, gap)))
+            lines.append(
+                line | (_numbers(records, by_place.get((row, NONE), [])) if records else dict.fromkeys(_HEADS, gap))
+            )
     return pd.DataFrame(lines, columns=["dataset", "attack", "defense", *_HEADS])
 
 
 _HEADS = ("ACC", "ASR", "ACC change", "images", "seconds", "seeds")
 
 
-def _numbers(mine: list[Record], before: list[Record]) -> dict[str, str]:
+def _numbers(records: list[Record], before: list[Record]) -> dict[str, str]:
     """The numbers of one line of the table, as text."""
-    known = results_of(mine)
+    results = results_of(records)
     texts = dict.fromkeys(("ACC", "ASR", "ACC change"), "no threshold")
-    if known:
-        change = paired(known, before, "acc")
-        texts = {metric.upper(): measured(known, metric).text() for metric in METRICS}
+    if results:
+        change = paired(results, before, "acc")
+        texts = {metric.upper(): measured(results, metric).text() for metric in METRICS}
         texts["ACC change"] = change.text(sign="+") if change else "–"
     return texts | {
-        "images": f"{fmean(r.effort['images'] for r in mine):,.0f}",
-        "seconds": f"{fmean(map(seconds, mine)):,.0f}",
-        "seeds": runs(len(mine)).removesuffix(" seeds"),
+        "images": f"{fmean(r.effort['images'] for r in records):,.0f}",
+        "seconds": f"{fmean(map(seconds, records)):,.0f}",
+        "seeds": runs(len(records)).removesuffix(" seeds"),
     }
 
 
@@ -238,7 +244,9 @@ def glued(results: Results) -> dict[str, Any]:
     """Numbers for other pages: in how many rows each defense removes a backdoor that took, at no cost."""
     counts: dict[str, Any] = {"defenses_rows": len(taken(results)), "defenses_profile": results.shown}
     for column in results.experiment.columns()[1:]:
-        told = outcomes(results, column).values()
-        counts[f"defenses_{column.defense}_removes"] = sum(word == "removes" and dear is False for word, dear in told)
-        counts[f"defenses_{column.defense}_decided"] = sum(not word.startswith("not decided") for word, _ in told)
+        verdicts = outcomes(results, column).values()
+        counts[f"defenses_{column.defense}_removes"] = sum(
+            word == "removes" and dear is False for word, dear in verdicts
+        )
+        counts[f"defenses_{column.defense}_decided"] = sum(not word.startswith("not decided") for word, _ in verdicts)
     return counts

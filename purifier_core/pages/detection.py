@@ -44,8 +44,8 @@ def networks(results: Results) -> tuple[list[Record], list[Record]]:
 
 def p_of(record: Record, detector: str) -> float:
     """The p-value that a detector gave the network of a record of Scan-repair."""
-    told = record.diagnostics[DETECTORS[detector]]
-    return told if isinstance(told, float | int) else told["p"]
+    value = record.diagnostics[DETECTORS[detector]]
+    return value if isinstance(value, float | int) else value["p"]
 
 
 def curve(clean: list[float], backdoored: list[float]) -> Curve:
@@ -57,13 +57,13 @@ def curve(clean: list[float], backdoored: list[float]) -> Curve:
     """
     thresholds = sorted({*clean, *backdoored})
     alarms = [sum(p <= t for p in clean) / len(clean) for t in thresholds]
-    found = [sum(p <= t for p in backdoored) / len(backdoored) for t in thresholds]
+    hits = [sum(p <= t for p in backdoored) / len(backdoored) for t in thresholds]
     pairs = [(b < c) + (b == c) / 2 for b in backdoored for c in clean]
     area, n = sum(pairs) / len(pairs), min(len(clean), len(backdoored))
     middle = (area + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     reach = _Z * sqrt(area * (1 - area) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
     ends = max(0.0, middle - reach), min(1.0, middle + reach)
-    return Curve((0.0, *alarms), (0.0, *found), area, *ends, len(clean), len(backdoored))
+    return Curve((0.0, *alarms), (0.0, *hits), area, *ends, len(clean), len(backdoored))
 
 
 def curves(results: Results) -> dict[str, Curve]:
@@ -79,15 +79,15 @@ def curves(results: Results) -> dict[str, Curve]:
 
 def reading(results: Results) -> list[str]:
     """The areas with their intervals, in words."""
-    known = curves(results)
-    if not known:
+    rocs = curves(results)
+    if not rocs:
         clean, backdoored = networks(results)
         counts = f"{len(clean)} clean networks and {len(backdoored)} backdoored ones"
         return [f"No curve yet: it takes networks of both kinds, and there are records of {counts}."]
     return [
-        f"**{name}**: area {each.area:.2f} ({each.low:.2f} to {each.high:.2f} with 95 % confidence), over "
-        f"{each.backdoored} backdoored networks and {each.clean} clean ones."
-        for name, each in known.items()
+        f"**{name}**: area {roc.area:.2f} ({roc.low:.2f} to {roc.high:.2f} with 95 % confidence), over "
+        f"{roc.backdoored} backdoored networks and {roc.clean} clean ones."
+        for name, roc in rocs.items()
     ]
 
 
@@ -98,9 +98,9 @@ def figure(results: Results) -> Any:
     drawing.theme()
     picture, axis = plt.subplots(figsize=(drawing.WIDTH, 3.6), layout="constrained", dpi=160)
     axis.plot([0, 100], [0, 100], color="0.7", linewidth=1, linestyle=":")
-    for name, each in curves(results).items():
-        across, up = ([100 * value for value in values] for values in (each.alarms, each.found))
-        label = f"{name}: {each.area:.2f}"
+    for name, roc in curves(results).items():
+        across, up = ([100 * value for value in values] for values in (roc.alarms, roc.found))
+        label = f"{name}: {roc.area:.2f}"
         axis.step(across, up, where="post", color=COLOURS[name], marker="o", markersize=3.5, label=label)
     axis.set_xlabel("clean networks suspected, percent")
     axis.set_ylabel("backdoored ones found, percent")

@@ -25,16 +25,16 @@ def per_epoch(asr: float, epochs: float) -> float:
 
 def by_column(results: Results) -> dict[tuple[Any, Column], list[Record]]:
     """The records behind each bar, by dataset and column; the undefended model has none."""
-    return {key: mine for key, mine in results.found.items() if key[1].defense != "none"}
+    return {key: records for key, records in results.found.items() if key[1].defense != "none"}
 
 
 def by_seed(results: Results) -> dict[tuple[Any, Column], Estimate]:
     """Our bars in percent per epoch, seed by seed, by dataset and column; ANP without a threshold has none."""
-    known = {place: results_of(mine) for place, mine in by_column(results).items()}
+    by_place = {place: results_of(records) for place, records in by_column(results).items()}
     return {
-        place: estimate({r.cell.seed: per_epoch(r.asr or 0.0, r.effort["epochs"]) / 100 for r in mine})
-        for place, mine in known.items()
-        if mine
+        place: estimate({r.cell.seed: per_epoch(r.asr or 0.0, r.effort["epochs"]) / 100 for r in records})
+        for place, records in by_place.items()
+        if records
     }
 
 
@@ -46,8 +46,8 @@ def bars(results: Results) -> pd.DataFrame:
         if column.defense != "none":  # the paper's one bar of a module stands beside each of ours
             value = stated[PRINTED[row], column.name]
             lines.append({"dataset": title(row), "method": column.label, "source": "published", "value": value})
-    for (name, column), mine in by_seed(results).items():
-        lines.append({"dataset": title(name), "method": column.label, "source": "ours", "value": mine.mean})
+    for (name, column), bar in by_seed(results).items():
+        lines.append({"dataset": title(name), "method": column.label, "source": "ours", "value": bar.mean})
     return pd.DataFrame(lines)
 
 
@@ -55,7 +55,7 @@ def table(results: Results) -> pd.DataFrame:
     """The bars as text, percent per epoch: for each dataset the published line, ours, and the number of seeds."""
     every = bars(results)
     stated = every[every.source == "published"].set_index(["dataset", "method"]).value
-    ours, found = by_seed(results), by_column(results)
+    ours, by_place = by_seed(results), by_column(results)
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row, column in results.experiment.places(results.profile):
         if column.defense == "none":
@@ -63,8 +63,8 @@ def table(results: Results) -> pd.DataFrame:
         value = ours.get((row, column))
         texts = {
             "published": f"{stated[title(row), column.label]:.2f}",
-            "ours": value.text(2) if value else "no threshold" if (row, column) in found else "missing",
-            "n": str(len(found.get((row, column), []))),
+            "ours": value.text(2) if value else "no threshold" if (row, column) in by_place else "missing",
+            "n": str(len(by_place.get((row, column), []))),
         }
         for source, text in texts.items():
             lines.setdefault((title(row), source), {})[column.label] = text
@@ -78,7 +78,7 @@ def figure(results: Results) -> Any:
     import matplotlib.pyplot as plt
 
     stated = bars(results).query("source == 'published'").set_index(["dataset", "method"]).value
-    ours, found = by_seed(results), by_column(results)
+    ours, by_place = by_seed(results), by_column(results)
     rows, columns = results.experiment.rows(results.profile), _defenses(results)
     drawing.theme()
     size = (drawing.WIDTH, 0.34 * len(columns) + 1.7)
@@ -92,7 +92,7 @@ def figure(results: Results) -> Any:
                 axis.barh(place, value.mean, 0.5, color=drawing.OURS, alpha=0.25, linewidth=0)
                 drawing.seeds(axis, value, place)
             else:
-                gap = "no threshold" if (row, column) in found else "missing"
+                gap = "no threshold" if (row, column) in by_place else "missing"
                 axis.text(0, place + 0.34, gap, fontsize=10, color="0.35", va="center")
         axis.set_title(title(row), loc="left", fontsize=10.5)
         axis.set_xlabel("% per epoch")
@@ -112,18 +112,20 @@ def _defenses(results: Results) -> list[Column]:
 def reading(results: Results) -> list[str]:
     """One line for each dataset: the bars of ours that come nearest to their own ceiling of 100 / epochs."""
     lines = []
-    every = results.found
+    by_place = results.found
     for row in results.experiment.rows(results.profile):
-        mine = {c: results_of(found) for (name, c), found in by_column(results).items() if name == row}
-        start = every.get((row, Column("none")), [])
-        if start and not took(start):
+        columns = {c: results_of(records) for (name, c), records in by_column(results).items() if name == row}
+        undefended = by_place.get((row, Column("none")), [])
+        if undefended and not took(undefended):
             lines.append(
                 f"On {title(row)} the backdoor did not take: before any defense ASR is "
-                f"{measured(start, 'asr').text()} %. Its bars tell nothing about a defense."
+                f"{measured(undefended, 'asr').text()} %. Its bars tell nothing about a defense."
             )
-        elif mine:
+        elif columns:
             full = [
-                f"{c.label} ({runs(len(f))})" for c, f in mine.items() if f and all((r.asr or 0.0) <= 0.05 for r in f)
+                f"{c.label} ({runs(len(f))})"
+                for c, f in columns.items()
+                if f and all((r.asr or 0.0) <= 0.05 for r in f)
             ]
             lines.append(
                 f"{title(row)} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs in every seed "
@@ -137,23 +139,23 @@ def cost(results: Results) -> Any:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    found, columns, rows = by_column(results), _defenses(results), results.experiment.rows(results.profile)
+    by_place, columns, rows = by_column(results), _defenses(results), results.experiment.rows(results.profile)
     colours = dict(zip(rows, ("#0f766e", "#c2410c", "#4338ca"), strict=False))
     heights = {row: 0.24 * (number - (len(rows) - 1) / 2) for number, row in enumerate(rows)}
     drawing.theme()
     size = (drawing.WIDTH, 0.36 * len(columns) + 1.6)
     picture, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained", dpi=160)
     for axis, (key, words) in zip(axes, (("images", "images trained on"), ("seconds", "seconds")), strict=True):
-        for (row, column), mine in found.items():
+        for (row, column), records in by_place.items():
             place = columns.index(column) + heights[row]
             colour = colours[row]
-            filled = {"facecolor": colour if len(mine) > 1 else "white", "edgecolor": colour, "linewidth": 1.2}
-            axis.scatter([r.effort[key] for r in mine], [place] * len(mine), s=20, alpha=0.85, **filled)
+            filled = {"facecolor": colour if len(records) > 1 else "white", "edgecolor": colour, "linewidth": 1.2}
+            axis.scatter([r.effort[key] for r in records], [place] * len(records), s=20, alpha=0.85, **filled)
         axis.set_xscale("log")
         axis.set_xlabel(words)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number_label(value)))
         axis.xaxis.set_minor_formatter(NullFormatter())
         for place in range(len(columns) - 1):
             axis.axhline(place + 0.5, color="0.85", linewidth=0.8)
@@ -166,5 +168,5 @@ def cost(results: Results) -> Any:
     return picture
 
 
-def _short(value: float) -> str:
+def _number_label(value: float) -> str:
     return f"{value / 1000:,.0f}k" if value >= 1000 else f"{value:g}"

@@ -106,18 +106,18 @@ def keeps_the_backdoor(settings: Settings) -> Finding | None:
         return decide({seed: (record.asr or 0.0) >= TAKEN for seed, record in records.items()})
 
     feature = module("feature", "full")
-    every = {setting: settings.records(setting, feature) for setting in settings.taken()}
-    main = every.get(MAIN, {})
+    by_setting = {setting: settings.records(setting, feature) for setting in settings.taken()}
+    main = by_setting.get(MAIN, {})
     if not stays(main).answer:
         return None
-    places = [Place(place_name(s), attack_name(s), stays(r), _asr(r)) for s, r in every.items() if r]
+    places = [Place(place_name(s), attack_name(s), stays(r), _asr(r)) for s, r in by_setting.items() if r]
     others = {g: settings.records(MAIN, module(g, "full")) for g in ("channel", "cube")}
     places += [
         Place(f"{place_name(MAIN)}, BadNets, the other modules", METHODS[g].label, stays(r), _asr(r))
         for g, r in others.items()
         if r
     ]
-    badnets = {s: stays(r).answer for s, r in every.items() if s[2] == MAIN[2]}
+    badnets = {s: stays(r).answer for s, r in by_setting.items() if s[2] == MAIN[2]}
     kept, lowered = ([place_name(s) for s, answer in badnets.items() if answer is a] for a in (True, False))
     but = f"; on {_and(lowered)} it lowers the ASR" if lowered else ""
     return Finding(
@@ -136,11 +136,11 @@ Gaps = dict[int, tuple[float, float]]  # how far from the published ACC and ASR,
 def gaps(settings: Settings, init: str, crops: bool) -> Gaps:
     """How far Purifier's modules lie from the published numbers on MNIST: the mean over the three."""
     modules = {g: settings.records(MAIN, module(g, init), crops) for g in GRANULARITIES}
-    found = {}
+    by_seed = {}
     for seed in sorted(set.intersection(*(set(records) for records in modules.values()))):
         away = [_away(records[seed], METHODS[g].label) for g, records in modules.items()]
-        found[seed] = (fmean(acc for acc, _ in away), fmean(asr for _, asr in away))
-    return found
+        by_seed[seed] = (fmean(acc for acc, _ in away), fmean(asr for _, asr in away))
+    return by_seed
 
 
 def _away(record: Record, method: str) -> tuple[float, float]:
@@ -151,7 +151,7 @@ def _away(record: Record, method: str) -> tuple[float, float]:
 def comes_from_fresh_weights(settings: Settings) -> Finding | None:
     """Purifier from fresh weights lies nearest to the published numbers, of all starts, with crops and without."""
     every = {(init, crops): gaps(settings, init, crops) for init in INITS for crops in (True, False)}
-    seeds = set.intersection(*(set(each) for each in every.values()))
+    seeds = set.intersection(*(set(distances) for distances in every.values()))
     nearest = {seed: min(every, key=lambda reading: sum(every[reading][seed])) for seed in seeds}
     decision = decide({seed: reading == ("random", False) for seed, reading in nearest.items()})
     if not decision.answer:
@@ -188,8 +188,8 @@ def repeats_its_head(settings: Settings) -> Finding | None:
 
     def agreement(records: BySeed) -> Estimate:
         """The lower of the agreements on clean and on triggered images."""
-        both = {s: [r.diagnostics[images]["first_head_agreement"] for images in _IMAGES] for s, r in records.items()}
-        return estimate({seed: min(shares) for seed, shares in both.items()})
+        pairs = {s: [r.diagnostics[images]["first_head_agreement"] for images in _IMAGES] for s, r in records.items()}
+        return estimate({seed: min(shares) for seed, shares in pairs.items()})
 
     def repeats(records: BySeed) -> Decision:
         agreed = agreement(records) if records else estimate({})
@@ -199,26 +199,26 @@ def repeats_its_head(settings: Settings) -> Finding | None:
         return _text(estimate({s: r.diagnostics["triggered"]["heads"][0] for s, r in records.items()}))
 
     full, random = (settings.records(MAIN, module("feature", init)) for init in _STARTS)
-    both = [repeats(full), repeats(random)]
-    if not all(decision.answer for decision in both):
+    answers = [repeats(full), repeats(random)]
+    if not all(decision.answer for decision in answers):
         return None
     places = []
     for setting in (setting for setting in settings.taken() if setting[2] == MAIN[2]):
         columns = [module(g, init) for g in GRANULARITIES for init in _STARTS]
-        there = {c.label: records for c in columns if (records := settings.records(setting, c))}
-        decisions = {label: repeats(records) for label, records in there.items()}
-        rest = [label for label, decision in decisions.items() if not decision.answer]
-        if len(rest) < len(there) == len(columns):
-            most = f"every module from both starts{f', but for {_and(rest)}' if rest else ''}"
+        by_label = {c.label: records for c in columns if (records := settings.records(setting, c))}
+        decisions = {label: repeats(records) for label, records in by_label.items()}
+        others = [label for label, decision in decisions.items() if not decision.answer]
+        if len(others) < len(by_label) == len(columns):
+            most = f"every module from both starts{f', but for {_and(others)}' if others else ''}"
             places.append(Place(place_name(setting), most, Decision(True, min(d.n for d in decisions.values()))))
-        places += [Place(place_name(setting), label, decisions[label], agreement(there[label])) for label in rest]
+        places += [Place(place_name(setting), label, decisions[label], agreement(by_label[label])) for label in others]
     return Finding(
         "The answer of a purified network is its first head's, and this head inherits the backdoor or does not.",
         f"{name(MAIN)}, feature-wise module, images in percent on which the network and its first head agree: "
         f"{_text(agreement(full))} from the backdoored network, {_text(agreement(random))} from fresh weights. The ASR "
         f"of the head alone: {head(full)} and {head(random)}. The finding holds where they agree on {100 * AGREES:g} % "
         "or more, of clean and of triggered images.",
-        Decision(True, min(decision.n for decision in both)),
+        Decision(True, min(decision.n for decision in answers)),
         tuple(places),
     )
 
@@ -247,19 +247,19 @@ def seeds_differ(settings: Settings) -> Finding | None:
 def removes(settings: Settings, setting: Setting, column: Column) -> Decision:
     """Whether a defense removes a backdoor without loss of accuracy, in every seed with an undefended partner."""
     before, after = settings.records(setting, Column("none")), settings.records(setting, column)
-    both = before.keys() & after.keys()
-    lost = {seed: 100 * ((before[seed].acc or 0.0) - (after[seed].acc or 0.0)) for seed in both}
-    return decide({seed: 100 * (after[seed].asr or 0.0) <= REMOVED and lost[seed] <= COST for seed in both})
+    seeds = before.keys() & after.keys()
+    lost = {seed: 100 * ((before[seed].acc or 0.0) - (after[seed].acc or 0.0)) for seed in seeds}
+    return decide({seed: 100 * (after[seed].asr or 0.0) <= REMOVED and lost[seed] <= COST for seed in seeds})
 
 
 def none_removes_all(settings: Settings) -> Finding | None:
     """No defense removes every backdoor that took."""
     defenses = [module(d, "full") if d in GRANULARITIES else Column(d) for d in (*COLUMNS[1:], *ours())]
     rows = [setting for setting in settings.taken() if setting[1] == MAIN[1]]
-    there = {column: [row for row in rows if settings.records(row, column)] for column in defenses}
-    every = {c: {row: removes(settings, row, c) for row in where} for c, where in there.items() if where}
-    removed = {c: [row for row, decision in each.items() if decision.answer] for c, each in every.items()}
-    left = {c: [row for row, decision in each.items() if decision.answer is False] for c, each in every.items()}
+    by_column = {column: [row for row in rows if settings.records(row, column)] for column in defenses}
+    every = {c: {row: removes(settings, row, c) for row in where} for c, where in by_column.items() if where}
+    removed = {c: [row for row, decision in by_row.items() if decision.answer] for c, by_row in every.items()}
+    left = {c: [row for row, decision in by_row.items() if decision.answer is False] for c, by_row in every.items()}
     if not all(left.values()):
         return None
     best = max(every, key=lambda column: len(removed[column]))
@@ -281,14 +281,14 @@ def none_removes_all(settings: Settings) -> Finding | None:
 def findings(store: Store | None = None) -> list[Finding]:
     """What the records decide, at most five."""
     settings = Settings(store)
-    asked: tuple[Callable[[Settings], Finding | None], ...] = (
+    questions: tuple[Callable[[Settings], Finding | None], ...] = (
         keeps_the_backdoor,
         comes_from_fresh_weights,
         repeats_its_head,
         seeds_differ,
         none_removes_all,
     )
-    return [found for ask in asked if (found := ask(settings))]
+    return [finding for question in questions if (finding := question(settings))]
 
 
 def markdown(store: Store | None = None) -> str:

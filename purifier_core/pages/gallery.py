@@ -16,19 +16,19 @@ from purifier_core.pages.statistics import TAKEN, measured, took
 
 def by_attack(results: Results) -> dict[tuple[str, str], list[Record]]:
     """The records of each (attack, dataset), seed by seed."""
-    return {row: mine for (row, _), mine in results.found.items()}
+    return {row: records for (row, _), records in results.found.items()}
 
 
 def table(results: Results) -> pd.DataFrame:
     """ACC and ASR in percent of the undefended network, and the number of seeds: a column for each attack, as text."""
-    found = by_attack(results)
+    by_row = by_attack(results)
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for attack, dataset in results.experiment.rows(results.profile):
-        mine = found.get((attack, dataset), [])
+        records = by_row.get((attack, dataset), [])
         for metric in METRICS:
-            shown = measured(mine, metric).text(2) if mine else "missing"
-            lines.setdefault((title(dataset), metric.upper()), {})[ATTACKS[attack].label] = shown
-        lines.setdefault((title(dataset), "n"), {})[ATTACKS[attack].label] = str(len(mine))
+            text = measured(records, metric).text(2) if records else "missing"
+            lines.setdefault((title(dataset), metric.upper()), {})[ATTACKS[attack].label] = text
+        lines.setdefault((title(dataset), "n"), {})[ATTACKS[attack].label] = str(len(records))
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["dataset", "%"])
     return frame
@@ -38,10 +38,10 @@ def reading(results: Results) -> list[str]:
     """Which attacks took, and which did not, from the records alone."""
     lines = []
     for dataset in dict.fromkeys(dataset for _, dataset in results.experiment.rows(results.profile)):
-        there = {attack: mine for (attack, name), mine in by_attack(results).items() if name == dataset}
-        strong = [ATTACKS[attack].label for attack, mine in there.items() if took(mine)]
-        weak = [f"{ATTACKS[a].label} (ASR {measured(m, 'asr').text()})" for a, m in there.items() if not took(m)]
-        if there:
+        undefended = {attack: records for (attack, name), records in by_attack(results).items() if name == dataset}
+        strong = [ATTACKS[attack].label for attack, records in undefended.items() if took(records)]
+        weak = [f"{ATTACKS[a].label} (ASR {measured(m, 'asr').text()})" for a, m in undefended.items() if not took(m)]
+        if undefended:
             line = f"{title(dataset)} (profile {results.shown}): an ASR of {100 * TAKEN:g} % or more in every seed for "
             lines.append(f"{line}{', '.join(strong) or 'none'}. Did not take: {', '.join(weak) or 'none'}.")
     return lines or [f"No record at profile {results.shown} is there yet."]
@@ -53,8 +53,8 @@ def figure(results: Results) -> Any:
     import seaborn as sns
 
     sns.set_theme(style="white", context="notebook")
-    found = {row: mine[0] for row, mine in by_attack(results).items() if "sample" in mine[0].diagnostics}
-    datasets = list(dict.fromkeys(dataset for _, dataset in found)) or ["mnist"]
+    examples = {row: records[0] for row, records in by_attack(results).items() if "sample" in records[0].diagnostics}
+    datasets = list(dict.fromkeys(dataset for _, dataset in examples)) or ["mnist"]
     drawing, axes = plt.subplots(
         2 * len(datasets),
         1 + len(attacks(PAPER)),
@@ -70,7 +70,7 @@ def figure(results: Results) -> Any:
         for place, attack in enumerate(attacks(PAPER), start=1):
             if number == 0:
                 above[place].set_title(ATTACKS[attack].label.replace(" (", "\n("), fontsize=10)
-            if record := found.get((attack, dataset)):
+            if record := examples.get((attack, dataset)):
                 clean, stamped = (_pixels(record.diagnostics["sample"][name]) for name in ("clean", "triggered"))
                 above[0].imshow(clean)
                 above[0].set_title(f"{title(dataset)}, clean", fontsize=10)

@@ -24,7 +24,7 @@ def figure(results: Results, rows: list[Any], cost: float, below: list[str]) -> 
     """
     import matplotlib.pyplot as plt
 
-    found, columns = results.found, results.experiment.columns()
+    by_place, columns = results.found, results.experiment.columns()
     lines = _lines(rows)
     drawing.theme("white")
     picture, axis = plt.subplots(figsize=(5.4, 0.36 * len(lines) + 2.9), layout="constrained", dpi=160)
@@ -34,20 +34,20 @@ def figure(results: Results, rows: list[Any], cost: float, below: list[str]) -> 
             axis.text(0, height + 0.8, text, fontweight="bold", fontsize=10)
             continue
         for column, place in zip(columns, places, strict=True):
-            mine = found.get((row, column), [])
-            _cell(axis, place, height, mine, _fall(mine, found.get((row, NONE), []), cost))
+            records = by_place.get((row, column), [])
+            _cell(axis, place, height, records, _fall(records, by_place.get((row, NONE), []), cost))
     axis.set_xlim(-0.05, places[-1] + 1.05)
     axis.set_ylim(max(1, len(lines)) + 0.05, -0.05)
     axis.set_xticks([place + 0.5 for place in places], [c.label for c in columns], rotation=90)
     axis.xaxis.tick_top()
-    shown = [(height, text) for height, (text, row) in enumerate(lines) if row is not None]
-    axis.set_yticks([height + 0.5 for height, _ in shown], [text for _, text in shown])
+    ticks = [(height, text) for height, (text, row) in enumerate(lines) if row is not None]
+    axis.set_yticks([height + 0.5 for height, _ in ticks], [text for _, text in ticks])
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
     _legend(picture, axis)
-    told = "\n".join(textwrap.fill(line, 68) for line in below)
-    picture.supxlabel(told, x=0.01, ha="left", fontsize=10)
+    notes = "\n".join(textwrap.fill(line, 68) for line in below)
+    picture.supxlabel(notes, x=0.01, ha="left", fontsize=10)
     plt.close(picture)
     return picture
 
@@ -58,8 +58,13 @@ def _lines(rows: list[Any]) -> list[tuple[str, Any]]:
     for attack, dataset in rows:
         if (title(dataset), None) not in lines:
             lines.append((title(dataset), None))
-        lines.append((ATTACKS[attack].label.partition(" (")[0].removeprefix("BadNets, "), (attack, dataset)))
+        lines.append((short_attack(attack), (attack, dataset)))
     return lines
+
+
+def short_attack(attack: str) -> str:
+    """The label of an attack in short."""
+    return ATTACKS[attack].label.partition(" (")[0].removeprefix("BadNets, ")
 
 
 def _across(columns: list[Column]) -> list[float]:
@@ -68,24 +73,24 @@ def _across(columns: list[Column]) -> list[float]:
     return [n + 0.3 * (n > 0) + 0.3 * bool(own and n >= own[0]) for n in range(len(columns))]
 
 
-def _fall(mine: list[Record], before: list[Record], cost: float) -> str:
+def _fall(records: list[Record], before: list[Record], cost: float) -> str:
     """The change of ACC in points, paired by seed, where it is a fall of more than `cost`; else empty."""
-    change = paired(results_of(mine), before, "acc")
+    change = paired(results_of(records), before, "acc")
     return f"{change.mean:.0f}" if change and change.mean < -cost else ""
 
 
-def _cell(axis: Any, x: float, y: float, mine: list[Record], fall: str) -> None:
+def _cell(axis: Any, x: float, y: float, records: list[Record], fall: str) -> None:
     """One cell of the map, one unit wide and high, with the text of a fall of accuracy."""
     import matplotlib.pyplot as plt
 
     box, middle = (x + 0.03, y + 0.03), {"ha": "center", "va": "center"}
-    known = results_of(mine)
-    if not known:
-        if mine:
+    results = results_of(records)
+    if not results:
+        if records:
             axis.add_patch(plt.Rectangle(box, 0.94, 0.94, facecolor="0.93", edgecolor="0.7", hatch="////", linewidth=0))
-        axis.text(x + 0.5, y + 0.5, "none" if mine else "–", fontsize=8.5, color="0.25", **middle)
+        axis.text(x + 0.5, y + 0.5, "none" if records else "–", fontsize=8.5, color="0.25", **middle)
         return
-    value, colour = measured(known, "asr"), _colours()
+    value, colour = measured(results, "asr"), _colours()
     if value.n == 1:
         edge = colour(value.mean / 100)
         axis.add_patch(plt.Rectangle((x + 0.08, y + 0.08), 0.84, 0.84, facecolor="white", edgecolor=edge, linewidth=2))

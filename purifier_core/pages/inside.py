@@ -20,8 +20,8 @@ def units(results: Results, head: Callable[[Experiment, Any], Any] = row_head) -
     Where a column names several values, they are those of the heads in the order in which they run. `head` names a row.
     """
     rows = {}
-    for (row, column), found in results.found.items():
-        inside = [r for r in found if "clean" in r.diagnostics]
+    for (row, column), records in results.found.items():
+        inside = [r for r in records if "clean" in r.diagnostics]
         if not inside:
             continue
         clean, hit = ([r.diagnostics[images] for r in inside] for images in ("clean", "triggered"))
@@ -52,36 +52,36 @@ def place_label(results: Results, place: tuple[Any, Column]) -> str:
 def isolation(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
     """A line on the images that ABL isolated and then unlearned, seed by seed. `label` names a place (row, column)."""
     places: dict[Cell, tuple[Any, list[Record]]] = {}  # by the first record: one that stands in two places is told once
-    for place, mine in results.found.items():
-        if mine[0].cell.defense == "abl":
-            places.setdefault(mine[0].cell, (place, mine))
-    told = [f"{label(results, place)} {_isolated(mine)}" for place, mine in places.values()]
-    if not told:
+    for place, records in results.found.items():
+        if records[0].cell.defense == "abl":
+            places.setdefault(records[0].cell, (place, records))
+    shares = [f"{label(results, place)} {_isolated(records)}" for place, records in places.values()]
+    if not shares:
         return []
     chances = dict.fromkeys(f"{100 * c.poison_ratio / (1 + c.poison_ratio):.1f} %" for c in places)
     return [
         "ABL unlearns what it isolated, whatever that is. The share of it that carries the trigger, one value for each "
-        f"seed (chance would give {', '.join(chances)}): {'; '.join(told)}."
+        f"seed (chance would give {', '.join(chances)}): {'; '.join(shares)}."
     ]
 
 
-def _isolated(mine: list[Record]) -> str:
+def _isolated(records: list[Record]) -> str:
     """What ABL isolated in some records, in words."""
-    shares = ", ".join(f"{100 * r.diagnostics['isolation_precision']:.1f}" for r in mine)
-    counts = dict.fromkeys(f"{r.diagnostics['isolated']:,}" for r in mine)
+    shares = ", ".join(f"{100 * r.diagnostics['isolation_precision']:.1f}" for r in records)
+    counts = dict.fromkeys(f"{r.diagnostics['isolated']:,}" for r in records)
     return f"{shares} % of {', '.join(counts)}"
 
 
 def thresholds(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
     """A line on where ANP found no admissible threshold; its records there hold the untouched network."""
-    told = []
-    for place, mine in results.found.items():
-        if refused := len(mine) - len(results_of(mine)):
-            count = runs(len(mine)) if len(mine) == 1 else f"{refused} of {runs(len(mine))}"
-            told.append(f"{label(results, place)} ({count})")
-    if not told:
+    refusals = []
+    for place, records in results.found.items():
+        if refused := len(records) - len(results_of(records)):
+            count = runs(len(records)) if len(records) == 1 else f"{refused} of {runs(len(records))}"
+            refusals.append(f"{label(results, place)} ({count})")
+    if not refusals:
         return []
-    return [f"ANP has no admissible threshold, and so no result: {'; '.join(told)}."]
+    return [f"ANP has no admissible threshold, and so no result: {'; '.join(refusals)}."]
 
 
 def notes(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:

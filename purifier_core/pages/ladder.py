@@ -23,11 +23,13 @@ def table(results: Results) -> pd.DataFrame:
     """For each width and metric the mean and range of every method, as text in percent, and the number of seeds."""
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for width in results.experiment.rows(results.profile):
-        behind = {c.label: results.found.get((width, c), []) for c in results.experiment.columns()}
+        by_column = {c.label: results.found.get((width, c), []) for c in results.experiment.columns()}
         for metric in METRICS:
-            texts = {name: measured(mine, metric).text() if mine else "missing" for name, mine in behind.items()}
+            texts = {
+                name: measured(records, metric).text() if records else "missing" for name, records in by_column.items()
+            }
             lines[width_name(width), metric.upper()] = texts
-        lines[width_name(width), "n"] = {name: str(len(mine)) for name, mine in behind.items()}
+        lines[width_name(width), "n"] = {name: str(len(records)) for name, records in by_column.items()}
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(list(lines), names=["width", "%"])
     return frame
@@ -40,21 +42,21 @@ def stays(records: list[Record]) -> Decision:
 
 def reading(results: Results) -> list[str]:
     """For each method whether the backdoor stays at every width, and whether the answer changes with the width."""
-    lines, turned, open_ = [], [], 0
+    lines, turned, unsure = [], [], 0
     widths = results.experiment.rows(results.profile)
     for column in results.experiment.columns():
         answers = {w: stays(results.found.get((w, column), [])) for w in widths}
-        told = ", ".join(f"{width_name(w)} {d.text('stays', 'does not stay')}" for w, d in answers.items() if d.n)
-        if told:
-            lines.append(f"{column.label}: at width {told}.")
+        words = ", ".join(f"{width_name(w)} {d.text('stays', 'does not stay')}" for w, d in answers.items() if d.n)
+        if words:
+            lines.append(f"{column.label}: at width {words}.")
         sure = {decision.answer for decision in answers.values() if decision.answer is not None}
         turned += [column.label] if len(sure) > 1 else []
-        open_ += any(decision.answer is None for decision in answers.values())
+        unsure += any(decision.answer is None for decision in answers.values())
     if not lines:
         return [f"No record at profile {results.shown} is there yet."]
     change = f"With the width the answer changes for {', '.join(turned)}." if turned else "No decided answer changes."
-    rest = f" For {open_} of {len(results.experiment.columns())} methods some width is not decided." if open_ else ""
-    return [f"The backdoor stays where ASR is {100 * TAKEN:g} % or more in every seed. {change}{rest}", *lines]
+    gaps = f" For {unsure} of {len(results.experiment.columns())} methods some width is not decided." if unsure else ""
+    return [f"The backdoor stays where ASR is {100 * TAKEN:g} % or more in every seed. {change}{gaps}", *lines]
 
 
 def figure(results: Results) -> Any:
@@ -84,8 +86,8 @@ def figure(results: Results) -> Any:
     return picture
 
 
-def _draw(axis: Any, behind: dict[float, list[Record]], metric: str) -> None:
-    values = {width: measured(records, metric) for width, records in behind.items()}
+def _draw(axis: Any, by_width: dict[float, list[Record]], metric: str) -> None:
+    values = {width: measured(records, metric) for width, records in by_width.items()}
     axis.plot(list(values), [value.mean for value in values.values()], color=COLOURS[metric], alpha=0.5, linewidth=2)
     for width, value in values.items():
         fill = "white" if value.n == 1 else COLOURS[metric]

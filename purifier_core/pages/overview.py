@@ -47,10 +47,10 @@ def table(store: Store | None = None) -> pd.DataFrame:
     judge = {"figure10": _figure10, "figure11": _figure11, "figure12": _figure12, "figure13": _figure13}
     lines = {}
     for kind in SUPPLEMENT:
-        every = [look_up(kind(profile=size), store, reading=True) for size in SIZES]
-        for results in [results for results in every if results.records] or every[-1:]:
-            asked = judge.get(kind.name, _table)
-            published, ours, verdict = asked(results) if results.records else ("–", "missing", "–")
+        by_size = [look_up(kind(profile=size), store, reading=True) for size in SIZES]
+        for results in [results for results in by_size if results.records] or by_size[-1:]:
+            rule = judge.get(kind.name, _table)
+            published, ours, verdict = rule(results) if results.records else ("–", "missing", "–")
             seeds = ranges({record.cell.seed for record in results.records})
             gaps = f"; {len(results.missing)} missing" if results.missing else ""
             lines[kind.title, results.profile] = {
@@ -73,11 +73,11 @@ def ranges(seeds: Collection[int]) -> str:
 
 def linked(store: Store | None = None) -> pd.DataFrame:
     """`table`, its names as links from a page of the book to the notebooks' pages."""
-    found = table(store)
+    frame = table(store)
     names = {kind.title: kind.name for kind in SUPPLEMENT}
-    links = [(f'<a href="../notebooks/{names[title]}.html">{title}</a>', size) for title, size in found.index]
-    found.index = pd.MultiIndex.from_tuples(links, names=found.index.names)
-    return found
+    links = [(f'<a href="../notebooks/{names[title]}.html">{title}</a>', size) for title, size in frame.index]
+    frame.index = pd.MultiIndex.from_tuples(links, names=frame.index.names)
+    return frame
 
 
 def progress(store: Store | None = None) -> pd.DataFrame:
@@ -109,9 +109,9 @@ def seconds(record: Record) -> float:
 def one_seed(profile: str, store: Store | None = None) -> str:
     """A sentence on what one seed of everything costs at a profile: seed 0, each shared cell counted once."""
     cells = {c for kind in EXPERIMENTS.values() for c in kind(profile=profile, seeds=0).whole().cells(profile)}
-    found = [r for r in (store or Store()).all() if r.cell in cells and not (r.failed or r.stale)]
-    hours = sum(map(seconds, found)) / 3600
-    gaps = f", and {len(cells) - len(found)} are missing" if len(found) < len(cells) else ""
+    records = [r for r in (store or Store()).all() if r.cell in cells and not (r.failed or r.stale)]
+    hours = sum(map(seconds, records)) / 3600
+    gaps = f", and {len(cells) - len(records)} are missing" if len(records) < len(cells) else ""
     return (
         f"One seed of everything in this book at profile {profile} is {len(cells)} cells; the "
         f"records of seed 0 took {hours:.1f} hours of one process{gaps}."
@@ -121,7 +121,7 @@ def one_seed(profile: str, store: Store | None = None) -> str:
 def origins(store: Store | None = None) -> pd.DataFrame:
     """What the current records are made of: how many name each data copy, device, version and commit."""
     records = [r for r in (store or Store()).all() if not (r.failed or r.stale) and r.cell.profile != "quick"]
-    every = Counter(
+    counts = Counter(
         (heading, str(value))
         for r in records
         for heading, value in {
@@ -132,10 +132,10 @@ def origins(store: Store | None = None) -> pd.DataFrame:
             "commit": (r.provenance["commit"] or "none")[:9],
         }.items()
     )
-    found = pd.DataFrame({"records": {key: str(count) for key, count in sorted(every.items())}})
-    if every:
-        found.index = pd.MultiIndex.from_tuples(sorted(every), names=["", "as recorded"])
-    return found
+    frame = pd.DataFrame({"records": {key: str(count) for key, count in sorted(counts.items())}})
+    if counts:
+        frame.index = pd.MultiIndex.from_tuples(sorted(counts), names=["", "as recorded"])
+    return frame
 
 
 def copies(store: Store | None = None) -> str:
@@ -146,14 +146,14 @@ def copies(store: Store | None = None) -> str:
         counted = re.match(r"\S+, ([\d,]+) \+ ([\d,]+) images", copy)
         if counted is None:
             continue
-        there = [int(number.replace(",", "")) for number in counted.groups()]
-        whole = [DATASETS[dataset].train, DATASETS[dataset].test]
-        if there == whole:
-            lines.append(f"{title(dataset)} is whole: {there[0]:,} training and {there[1]:,} test images.")
+        counts = [int(number.replace(",", "")) for number in counted.groups()]
+        totals = [DATASETS[dataset].train, DATASETS[dataset].test]
+        if counts == totals:
+            lines.append(f"{title(dataset)} is whole: {counts[0]:,} training and {counts[1]:,} test images.")
         else:
             lines.append(
-                f"{title(dataset)} is not: the copy has {there[0]:,} of {whole[0]:,} training and {there[1]:,} of "
-                f"{whole[1]:,} test images. Poison ratios and clean sizes are shares of these."
+                f"{title(dataset)} is not: the copy has {counts[0]:,} of {totals[0]:,} training and {counts[1]:,} of "
+                f"{totals[1]:,} test images. Poison ratios and clean sizes are shares of these."
             )
     return " ".join(sorted(lines, key=lambda line: " is not: " in line))
 
@@ -165,65 +165,65 @@ def versions() -> pd.DataFrame:
 
 
 def _table(results: Results) -> tuple[str, str, str]:
-    every, stated = numbers_by_run(results), published_run(results)
+    runs, stated = numbers_by_run(results), published_run(results)
     rows = results.experiment.rows(results.profile)
 
     def near(values: Run) -> bool:
-        gaps = [abs(a - b) for place, mine in values.items() for a, b in zip(mine, stated[place], strict=True)]
+        gaps = [abs(a - b) for place, pair in values.items() for a, b in zip(pair, stated[place], strict=True)]
         return max(gaps) <= NEAR
 
     groups: dict[str, dict[str, Decision]] = {}
     for column in results.experiment.columns():
         init = dict(column.switches).get("init")
         group = f"<code>{init}</code>" if init else "undefended" if column.defense == "none" else "compared"
-        groups.setdefault(group, {})[column.name] = ask(every, [(row, column) for row in rows], near)
-    every_one = [decision for asked in groups.values() for decision in asked.values()]
-    if all(decision.answer is None for decision in every_one):
-        reasons = "; ".join(dict.fromkeys(decision.why for decision in every_one))
-        return "ACC and ASR of each defense", f"{len(every_one)} methods", f"not decided: {reasons}"
-    counted = {group: _count(asked) for group, asked in groups.items()}
-    verdict = {group: _how_many(asked).text(_word(asked), "does not") for group, asked in groups.items()}
+        groups.setdefault(group, {})[column.name] = ask(runs, [(row, column) for row in rows], near)
+    answers = [decision for methods in groups.values() for decision in methods.values()]
+    if all(decision.answer is None for decision in answers):
+        reasons = "; ".join(dict.fromkeys(decision.why for decision in answers))
+        return "ACC and ASR of each defense", f"{len(answers)} methods", f"not decided: {reasons}"
+    counted = {group: _count(methods) for group, methods in groups.items()}
+    verdict = {group: _how_many(methods).text(_word(methods), "does not") for group, methods in groups.items()}
     return "ACC and ASR of each defense", _lines(counted), _lines(verdict)
 
 
-def _lines(named: dict[str, str]) -> str:
+def _lines(texts: dict[str, str]) -> str:
     """A line for each name; where all say the same, one line for all."""
-    said = set(named.values())
-    return said.pop() if len(said) == 1 else "<br>".join(f"{name}: {words}" for name, words in named.items())
+    variants = set(texts.values())
+    return variants.pop() if len(variants) == 1 else "<br>".join(f"{name}: {words}" for name, words in texts.items())
 
 
-def _count(asked: dict[str, Decision]) -> str:
-    near = sum(decision.answer is True for decision in asked.values())
-    unsure = sum(decision.answer is None for decision in asked.values())
-    return f"{near} of {len(asked)} near" + (f", {unsure} not decided" if unsure else "")
+def _count(decisions: dict[str, Decision]) -> str:
+    near = sum(decision.answer is True for decision in decisions.values())
+    unsure = sum(decision.answer is None for decision in decisions.values())
+    return f"{near} of {len(decisions)} near" + (f", {unsure} not decided" if unsure else "")
 
 
 def _share(near: int, of: int) -> str:
     return "reproduces" if near == of else "mostly" if 2 * near >= of else "in part" if near else "does not"
 
 
-def _word(asked: dict[str, Decision]) -> str:
-    return _share(sum(decision.answer is True for decision in asked.values()), len(asked))
+def _word(decisions: dict[str, Decision]) -> str:
+    return _share(sum(decision.answer is True for decision in decisions.values()), len(decisions))
 
 
-def _how_many(asked: dict[str, Decision]) -> Decision:
+def _how_many(decisions: dict[str, Decision]) -> Decision:
     """Whether any method is near; not decided where those that are not decided could change the word."""
-    near = sum(decision.answer is True for decision in asked.values())
-    unsure = [decision for decision in asked.values() if decision.answer is None]
-    if _share(near, len(asked)) != _share(near + len(unsure), len(asked)):
+    near = sum(decision.answer is True for decision in decisions.values())
+    unsure = [decision for decision in decisions.values() if decision.answer is None]
+    if _share(near, len(decisions)) != _share(near + len(unsure), len(decisions)):
         return Decision(None, 0, unsure[0].why)
-    return Decision(near > 0, min(decision.n for decision in asked.values() if decision.answer is not None))
+    return Decision(near > 0, min(decision.n for decision in decisions.values() if decision.answer is not None))
 
 
 def _figure10(results: Results) -> tuple[str, str, str]:
     parts = anomaly.excesses(results)[Column("none")]
-    told = f"magnitude above every clean class, in percent: {estimate(parts).text()}"
-    return "a picture, no numbers", told, anomaly.seen(results).text("seen", "not seen")
+    ours = f"magnitude above every clean class, in percent: {estimate(parts).text()}"
+    return "a picture, no numbers", ours, anomaly.seen(results).text("seen", "not seen")
 
 
 def _figure11(results: Results) -> tuple[str, str, str]:
-    stated, each = anomaly.map_numbers(*anomaly.published_maps()), anomaly.maps_by_seed(results)
-    ratio, correlation = (anomaly.over_seeds(each, name).text(2) for name in ("ratio", "correlation"))
+    stated, by_seed = anomaly.map_numbers(*anomaly.published_maps()), anomaly.maps_by_seed(results)
+    ratio, correlation = (anomaly.over_seeds(by_seed, name).text(2) for name in ("ratio", "correlation"))
     verdict = [
         anomaly.harder(results).text("harder", "not harder"),
         anomaly.same_places(results).text("same places", "other places"),
@@ -237,13 +237,13 @@ def _figure11(results: Results) -> tuple[str, str, str]:
 
 def _figure12(results: Results) -> tuple[str, str, str]:
     parts = anomaly.excesses(results)
-    shown = {_code(column): estimate(part).text() for column, part in parts.items()}
+    texts = {_code(column): estimate(part).text() for column, part in parts.items()}
     inits = results.experiment.init  # type: ignore[attr-defined]
     words = {
         f"<code>{init}</code>": anomaly.suppressed(results, init).text("suppressed", "not suppressed") for init in inits
     }
-    told = f"magnitude above every clean class, in percent:<br>{_lines(shown)}"
-    return "a picture, no numbers", told, _lines(words)
+    ours = f"magnitude above every clean class, in percent:<br>{_lines(texts)}"
+    return "a picture, no numbers", ours, _lines(words)
 
 
 def _code(column: Column) -> str:

@@ -35,12 +35,12 @@ def paper_values() -> dict[tuple[int, str, str], float]:
 
 def table(results: Results) -> pd.DataFrame:
     """ACC and ASR in percent, mean and range: two lines for each setting and module, a column for each reading."""
-    ours, paper, behind = estimates(results), paper_values(), results.found
+    ours, paper, by_place = estimates(results), paper_values(), results.found
     lines = {}
     for setting in results.experiment.rows(results.profile):
         for granularity in GRANULARITIES:
             columns = {init: module(granularity, init) for init in INITS} | {"from scratch": Column("scratch")}
-            counts = sorted({len(mine) for c in columns.values() if (mine := behind.get((setting, c)))})
+            counts = sorted({len(records) for c in columns.values() if (records := by_place.get((setting, c)))})
             for metric in METRICS:
                 stated = paper.get((setting.clean_size, granularity, metric)) if setting.dataset == "mnist" else None
                 values = {name: ours.get((setting, column, metric)) for name, column in columns.items()}
@@ -60,8 +60,8 @@ def comparisons(results: Results) -> dict[str, list[Setting]]:
     rows = [r for r in results.experiment.rows(results.profile) if r.dataset == "mnist"]
     augmented, plain = ([r for r in rows if r.augment == augment] for augment in (True, False))
     sizes = {r.clean_size for r in plain}
-    both = [r for r in augmented if r.clean_size in sizes]
-    groups = [augmented, *([both, plain] if both != augmented else [plain])]
+    matches = [r for r in augmented if r.clean_size in sizes]
+    groups = [augmented, *([matches, plain] if matches != augmented else [plain])]
     return {_sizes(group): group for group in groups if group}
 
 
@@ -74,16 +74,16 @@ def distances(results: Results, rows: list[Setting]) -> dict[tuple[str, str], Es
 
     Over the three modules and the rows; an estimate over seeds, of those that have every pair.
     """
-    paper, found = paper_values(), results.found
+    paper, by_place = paper_values(), results.found
     gaps: dict[tuple[str, str], Estimate] = {}
     for init in INITS:
-        pairs = {(r, g): found.get((r, module(g, init)), []) for r in rows for g in GRANULARITIES}
-        whole = set.intersection(*({record.cell.seed for record in mine} for mine in pairs.values()))
-        for metric in METRICS if whole else ():
-            by_seed = dict.fromkeys(sorted(whole), 0.0)
-            for (row, granularity), mine in pairs.items():
+        pairs = {(r, g): by_place.get((r, module(g, init)), []) for r in rows for g in GRANULARITIES}
+        seeds = set.intersection(*({record.cell.seed for record in records} for records in pairs.values()))
+        for metric in METRICS if seeds else ():
+            by_seed = dict.fromkeys(sorted(seeds), 0.0)
+            for (row, granularity), records in pairs.items():
                 stated = paper[row.clean_size, granularity, metric] / 100
-                for record in mine:
+                for record in records:
                     if record.cell.seed in by_seed:
                         by_seed[record.cell.seed] += abs(getattr(record, metric) - stated) / len(pairs)
             gaps[init, metric] = estimate(by_seed)
@@ -128,13 +128,13 @@ def verdict(gaps: dict[tuple[str, str], Estimate]) -> str:
 
 def trend(results: Results) -> pd.DataFrame:
     """What ACC gains from 3,000 to 6,000 clean images, in points: published, and each reading, paired by seed."""
-    paper, found = paper_values(), results.found
+    paper, by_place = paper_values(), results.found
     small, large = (Setting("mnist", "vgg16", size) for size in (3000, 6000))
     lines = {}
     for g in GRANULARITIES:
         line = {"published": f"{paper[6000, g, 'acc'] - paper[3000, g, 'acc']:+.2f}"}
         for init in INITS:
-            before, after = (found.get((end, module(g, init)), []) for end in (small, large))
+            before, after = (by_place.get((end, module(g, init)), []) for end in (small, large))
             gain = paired(after, before, "acc")
             line[init] = gain.text(2, "+") if gain else "missing"
         lines[METHODS[g].label] = line
@@ -148,11 +148,11 @@ def reading(results: Results) -> list[str]:
         if gaps := distances(results, rows):
             init = nearest(gaps)[0]
             acc, asr = (gaps[init, metric] for metric in METRICS)
-            told = verdict(gaps)
+            answer = verdict(gaps)
             lines.append(
                 f"{name} clean images: nearest to the published Purifier columns of Table 3 is init={init}, "
                 f"{acc.text()} points away in ACC and {asr.text()} in ASR (profile {results.shown}; {runs(acc.n)}; "
-                f"{'nearest in every seed' if told == init else told})."
+                f"{'nearest in every seed' if answer == init else answer})."
             )
     ours = estimates(results)
     for setting in results.experiment.rows(results.profile):
@@ -170,20 +170,20 @@ def reading(results: Results) -> list[str]:
 
 def cube(results: Results) -> list[str]:
     """In each setting, Cube under each start beside its first head alone and the published value, as a sentence."""
-    ours, paper, behind = estimates(results), paper_values(), results.found
+    ours, paper, by_place = estimates(results), paper_values(), results.found
     lines = []
     for setting in results.experiment.rows(results.profile):
-        told = []
+        parts = []
         for init in INITS:
             column = module("cube", init)
-            heads = [r.diagnostics["clean"]["heads"][0] for r in behind.get((setting, column), [])]
+            heads = [r.diagnostics["clean"]["heads"][0] for r in by_place.get((setting, column), [])]
             if heads:
                 acc = ours[setting, column, "acc"]
-                told.append(f"{init} {acc.mean:.1f} ({acc.spread()}; its first head alone {100 * fmean(heads):.1f})")
+                parts.append(f"{init} {acc.mean:.1f} ({acc.spread()}; its first head alone {100 * fmean(heads):.1f})")
         stated = paper.get((setting.clean_size, "cube", "acc")) if setting.dataset == "mnist" else None
         beside = f"; published {stated:.1f}" if stated is not None else ""
-        if told:
-            lines.append(f"{setting_label(setting)}: Cube's ACC in percent: {', '.join(told)}{beside}.")
+        if parts:
+            lines.append(f"{setting_label(setting)}: Cube's ACC in percent: {', '.join(parts)}{beside}.")
     return lines or [f"No record at profile {results.shown} is there yet."]
 
 
@@ -213,13 +213,13 @@ def glued(results: Results) -> dict[str, Any]:
 
 def masks(results: Results, setting: Setting) -> dict[tuple[str, str], list[Record]]:
     """The records with the test of the wrong mask, by (granularity, init)."""
-    found, every = {}, results.found
+    tests, by_place = {}, results.found
     for g in GRANULARITIES:
         for init in INITS:
-            mine = every.get((setting, module(g, init)), [])
-            if with_test := [r for r in mine if "wrong_mask" in r.diagnostics.get("clean", {})]:
-                found[g, init] = with_test
-    return found
+            records = by_place.get((setting, module(g, init)), [])
+            if with_test := [r for r in records if "wrong_mask" in r.diagnostics.get("clean", {})]:
+                tests[g, init] = with_test
+    return tests
 
 
 def figure(results: Results) -> Any:

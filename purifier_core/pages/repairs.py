@@ -12,11 +12,12 @@ from purifier_core.files import ROOT
 from purifier_core.lab import methods
 from purifier_core.lab.cells import TARGET_CLASS
 from purifier_core.lab.experiments.grids import Column
-from purifier_core.lab.methods import ATTACKS
+from purifier_core.lab.methods import ATTACKS, title
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
 from purifier_core.pages.defenses import row_label
+from purifier_core.pages.heatmap import short_attack
 from purifier_core.pages.statistics import TAKEN, Estimate, estimate, measured, number, paired, runs, took
 from purifier_core.recipes import SUSPECTED
 
@@ -38,8 +39,8 @@ def own(results: Results, row: tuple[str, str], metric: str) -> Estimate | None:
     """ "asr" or "ra" of clean networks of the row's dataset under the row's trigger; None where none is recorded."""
     attack, dataset = row
     records = results.found.get((("none", dataset), NONE), [])
-    known = {r.cell.seed: r.diagnostics["own"] for r in records if attack in r.diagnostics.get("own", {})}
-    return estimate({seed: told[attack][metric] for seed, told in known.items()}) if known else None
+    by_seed = {r.cell.seed: r.diagnostics["own"] for r in records if attack in r.diagnostics.get("own", {})}
+    return estimate({seed: by_attack[attack][metric] for seed, by_attack in by_seed.items()}) if by_seed else None
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -54,15 +55,15 @@ def table(results: Results) -> pd.DataFrame:
         lines[row_label(row), "scan"] = {
             column.label: scanned(results.found.get((row, column), [])) for column in results.experiment.columns()
         } | {"a clean network": "–"}
-    found = pd.DataFrame.from_dict(lines, orient="index")
-    found.index = pd.MultiIndex.from_tuples(lines, names=["attack", "%"])
-    return found
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(lines, names=["attack", "%"])
+    return frame
 
 
 def recorded(results: Results) -> list[Any]:
     """The rows that have a record of a repair; a clean network's as soon as its own ASR is there."""
-    there = {row for row, column in results.found if column.defense in methods.repairs() or row[0] == "none"}
-    return [row for row in results.experiment.rows(results.profile) if row in there]
+    rows = {row for row, column in results.found if column.defense in methods.repairs() or row[0] == "none"}
+    return [row for row in results.experiment.rows(results.profile) if row in rows]
 
 
 def absent(results: Results) -> str:
@@ -75,11 +76,11 @@ def absent(results: Results) -> str:
 
 def scanned(records: list[Record]) -> str:
     """In how many of Scan-repair's records the scan named the backdoor's class, of clean networks suspected any."""
-    told = [record for record in records if "verdict" in record.diagnostics]
-    if not told:
+    scans = [record for record in records if "verdict" in record.diagnostics]
+    if not scans:
         return "–"
-    clean = [record.diagnostics["verdict"] == SUSPECTED for record in told if record.cell.attack == "none"]
-    hits, word = (clean, "suspected") if clean else ([named(record) for record in told], "named")
+    clean = [record.diagnostics["verdict"] == SUSPECTED for record in scans if record.cell.attack == "none"]
+    hits, word = (clean, "suspected") if clean else ([named(record) for record in scans], "named")
     return f"{word} {sum(hits)} of {len(hits)}"
 
 
@@ -95,9 +96,9 @@ def _told(value: Estimate | None) -> str:
 
 def rates(records: Iterable[Record], metric: str) -> Estimate | None:
     """ACC, ASR or RA in percent by seed; None where no record has it."""
-    known = {r.cell.seed: r.diagnostics.get("ra") if metric == "RA" else getattr(r, metric.lower()) for r in records}
-    there = {seed: rate for seed, rate in known.items() if rate is not None}
-    return estimate(there) if there else None
+    entries = {r.cell.seed: r.diagnostics.get("ra") if metric == "RA" else getattr(r, metric.lower()) for r in records}
+    by_seed = {seed: rate for seed, rate in entries.items() if rate is not None}
+    return estimate(by_seed) if by_seed else None
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,12 @@ class Row:
     @property
     def passes(self) -> str:
         """Why the row misses the bar, in words; empty where it does not."""
-        told = []
+        reasons = []
         if self.left is not None and self.left > LEFT:
-            told.append(f"ASR {number(self.left)} points above a clean network's")
+            reasons.append(f"ASR {number(self.left)} points above a clean network's")
         if self.change is not None and self.change < -COST:
-            told.append(f"ACC {number(-self.change)} points lower")
-        return ", ".join(told)
+            reasons.append(f"ACC {number(-self.change)} points lower")
+        return ", ".join(reasons)
 
     @property
     def judged(self) -> bool:
@@ -136,8 +137,8 @@ def judged(results: Results) -> list[Row]:
             continue
         line, change = own(results, row, "asr"), paired(after, before, "acc")
         left = measured(after, "asr").mean - line.mean if line else None
-        told = [named(record) for record in after]
-        lines.append(Row(row_label(row), left, change.mean if change else None, sum(told), len(told)))
+        hits = [named(record) for record in after]
+        lines.append(Row(row_label(row), left, change.mean if change else None, sum(hits), len(hits)))
     return lines
 
 
@@ -146,7 +147,7 @@ def named(record: Record) -> bool:
     if record.diagnostics["verdict"] != SUSPECTED:
         return False
     attack = ATTACKS[record.cell.attack]
-    return attack.all_to_all or any(one["target"] == TARGET_CLASS for one in record.diagnostics["suspects"])
+    return attack.all_to_all or any(suspect["target"] == TARGET_CLASS for suspect in record.diagnostics["suspects"])
 
 
 def passes(results: Results) -> list[str]:
@@ -172,15 +173,15 @@ def runs_of(count: int) -> str:
 
 def bar(rows: list[Row]) -> str:
     """How the rows stand to the bar, in one line."""
-    whole = [row for row in rows if row.judged]
-    networks, found = sum(row.seeds for row in rows), sum(row.found for row in rows)
-    share = f"{100 * found / networks:.0f} %, bar {FOUND} %"
-    told = f"The scan named the backdoor in {found} of {networks} networks ({share})"
-    if not whole:
-        return f"{told}. No row has a clean network of its own beside it yet."
-    met = sum(not row.passes for row in whole)
-    share = f"{100 * met / len(whole):.0f} %, bar {ROWS} %"
-    return f"**As a clean network is: {met} of {len(whole)} rows** ({share}). {told}."
+    complete = [row for row in rows if row.judged]
+    networks, hits = sum(row.seeds for row in rows), sum(row.found for row in rows)
+    share = f"{100 * hits / networks:.0f} %, bar {FOUND} %"
+    sentence = f"The scan named the backdoor in {hits} of {networks} networks ({share})"
+    if not complete:
+        return f"{sentence}. No row has a clean network of its own beside it yet."
+    met = sum(not row.passes for row in complete)
+    share = f"{100 * met / len(complete):.0f} %, bar {ROWS} %"
+    return f"**As a clean network is: {met} of {len(complete)} rows** ({share}). {sentence}."
 
 
 def chosen_on() -> str:
@@ -197,14 +198,14 @@ def chosen_on() -> str:
 def chosen(choice: dict[str, Any]) -> str:
     """How the settings of the unlearning were chosen, from the record of the choice: of how many, and on what."""
     networks = dict.fromkeys((run["dataset"], run["attack"], run["seed"]) for run in choice["runs"])
-    told = ", ".join(f"{row_label((attack, dataset))} seed {seed}" for dataset, attack, seed in networks)
+    names = ", ".join(f"{row_label((attack, dataset))} seed {seed}" for dataset, attack, seed in networks)
     trial, count = "a first trial, which had looked at the ASR of networks of seed 0", len(choice["means"])
     if count < 2:
         return f"The unlearning's settings are not chosen yet: they are those of {trial}, so seed 0 flatters them."
     return (
-        f"The unlearning's settings ({choice['chosen']}) were chosen among {count} on {told}, by held-out accuracy and "
-        f"the success of new stamps; no ASR was measured for it. What was tried lies around the settings of {trial}. "
-        "Every other row is as it came out."
+        f"The unlearning's settings ({choice['chosen']}) were chosen among {count} on {names}, by held-out accuracy "
+        "and the success of new stamps; no ASR was measured for it. What was tried lies around the settings of "
+        f"{trial}. Every other row is as it came out."
     )
 
 
@@ -224,8 +225,8 @@ def reading(results: Results) -> list[str]:
 
 def _found(record: Record) -> str:
     best: dict[str, Any] = min(record.diagnostics["candidates"], key=lambda candidate: candidate["p"])
-    told = f"class {best['target']} ({best['family']}, score {best['score']:.1f}, p {best['p']:.2g})"
-    return f"seed {record.cell.seed} {record.diagnostics['verdict']}, {told}"
+    stamp = f"class {best['target']} ({best['family']}, score {best['score']:.1f}, p {best['p']:.2g})"
+    return f"seed {record.cell.seed} {record.diagnostics['verdict']}, {stamp}"
 
 
 def figure(results: Results) -> Any:
@@ -239,17 +240,17 @@ def figure(results: Results) -> Any:
     for axis, metric, heading in zip(axes, METRICS[1:], ("ASR", "RA"), strict=True):
         for place, row in enumerate(rows):
             for column, mark in FIELD.items():
-                if known := rates(results.found.get((row, column), []), metric):
-                    axis.scatter(known.mean, place, marker=mark, s=28, color="0.45", linewidth=1.1, zorder=2)
+                if rate := rates(results.found.get((row, column), []), metric):
+                    axis.scatter(rate.mean, place, marker=mark, s=28, color="0.45", linewidth=1.1, zorder=2)
             if line := own(results, row, metric.lower()):
                 axis.scatter(line.mean, place, **drawing.PUBLISHED_MARK, zorder=4)
-            if mine := rates(results.found.get((row, OURS), []), metric):
-                drawing.seeds(axis, mine, place)
+            if value := rates(results.found.get((row, OURS), []), metric):
+                drawing.seeds(axis, value, place)
         axis.set_xlim(-5, 105)
         axis.set_xlabel("percent")
         axis.set_title(heading, fontsize=10.5, loc="left")
         axis.grid(axis="y", visible=False)
-    axes[0].set_yticks(range(len(rows)), [_short(row) for row in rows])
+    axes[0].set_yticks(range(len(rows)), [f"{title(dataset)}, {short_attack(attack)}" for attack, dataset in rows])
     axes[0].set_ylim(max(1, len(rows)) - 0.4, -0.6)
     marks = [plt.Line2D([], [], ls="", marker=mark, color="0.45", label=c.label) for c, mark in FIELD.items()]
     ours = plt.Line2D([], [], ls="", marker="o", markersize=4.5, color=drawing.OURS, label="Scan-repair, a seed")
@@ -260,7 +261,3 @@ def figure(results: Results) -> Any:
 
 
 FIELD = {NONE: "|", Column("bound_feature"): "_", Column("i_bau"): "+", Column("npd"): "x", Column("ft_sam"): "^"}
-
-
-def _short(row: tuple[str, str]) -> str:
-    return row_label(row).partition(" (")[0].replace("BadNets, ", "")

@@ -19,8 +19,13 @@ METRICS = ("acc", "asr")
 
 def estimates(results: Results) -> dict[tuple[Any, Column, str], Estimate]:
     """Ours, by (row, column, metric); what is missing, and what is no result of its defense, is left out."""
-    known = {place: results_of(mine) for place, mine in results.found.items()}
-    return {(*place, metric): measured(mine, metric) for place, mine in known.items() if mine for metric in METRICS}
+    by_place = {place: results_of(records) for place, records in results.found.items()}
+    return {
+        (*place, metric): measured(records, metric)
+        for place, records in by_place.items()
+        if records
+        for metric in METRICS
+    }
 
 
 def paper_values(experiment: Experiment) -> dict[tuple[int, str, str], float]:
@@ -52,7 +57,7 @@ def table(results: Results) -> pd.DataFrame:
     Values are text in percent; "missing" where no record is, "–" where the paper has no number. The last line of a row
     has the number of seeds, where there are several anywhere.
     """
-    experiment, behind = results.experiment, results.found
+    experiment, by_place = results.experiment, results.found
     ours, paper = estimates(results), paper_values(experiment)
     rows: dict[tuple[Any, str, str], dict[str, str]] = {}
     for row in experiment.rows(results.profile):
@@ -62,22 +67,22 @@ def table(results: Results) -> pd.DataFrame:
                 column.label: _lines(
                     ours.get((row, column, metric)),
                     paper.get((row, column.name, metric)),
-                    bool(behind.get((row, column))),
+                    bool(by_place.get((row, column))),
                 )
                 for column in experiment.columns()
             }
             for source in _SOURCES:
                 rows[head, metric.upper(), source] = {label: texts[source] for label, texts in lines.items()}
-        mine = {column.label: behind.get((row, column), []) for column in experiment.columns()}
+        by_label = {column.label: by_place.get((row, column), []) for column in experiment.columns()}
         if len(results.sizes) > 1:
             rows[head, "seeds", "profile, n"] = {
-                h: f"{m[0].cell.profile}, {len(m)}" if m else "–" for h, m in mine.items()
+                h: f"{m[0].cell.profile}, {len(m)}" if m else "–" for h, m in by_label.items()
             }
         elif len(experiment.seeds) > 1:
-            rows[head, "seeds", "n"] = {h: str(len(m)) for h, m in mine.items()}
-    found = pd.DataFrame.from_dict(rows, orient="index")
-    found.index = pd.MultiIndex.from_tuples(rows, names=[experiment.axis, "metric", "%"])
-    return found
+            rows[head, "seeds", "n"] = {h: str(len(m)) for h, m in by_label.items()}
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(rows, names=[experiment.axis, "metric", "%"])
+    return frame
 
 
 _SOURCES = ("published", "ours", "lowest to highest", "difference")
@@ -117,13 +122,13 @@ def at_smaller_sizes(results: Results, view: Callable[[Results], pd.DataFrame]) 
     """In the book, `view` of each smaller profile that has numbers which a larger one hides, as HTML; else empty."""
     if not records_only():
         return ""
-    shown = {record.cell for record in results.records}
+    cells = {record.cell for record in results.records}
     others = [at(size, results) for size in results.sizes[1:]]
     return "".join(
         f"<p><b>The same at <code>{other.profile}</code>.</b> {other.headline}</p>"
         f"{styled(view(other), f'{other.experiment.name}-{other.profile}')}"
         for other in others
-        if not {record.cell for record in other.records} <= shown
+        if not {record.cell for record in other.records} <= cells
     )
 
 
@@ -186,7 +191,7 @@ def provenance(results: Results) -> str:
 
     seeds = each(sorted({r.cell.seed for r in results.records}))
     missing = len(results.missing)
-    if len({len(mine) for mine in results.found.values()}) > 1:
+    if len({len(records) for records in results.found.values()}) > 1:
         seeds += ", not all everywhere"
     commits = each(
         (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")
@@ -205,12 +210,12 @@ def reading(results: Results) -> list[str]:
     ours, paper = estimates(results), paper_values(results.experiment)
     experiment = results.experiment
     row = min(experiment.rows(results.profile))
-    shown = {c: (ours[row, c, "acc"], ours[row, c, "asr"]) for c in experiment.columns() if (row, c, "acc") in ours}
-    if not shown:
+    pairs = {c: (ours[row, c, "acc"], ours[row, c, "asr"]) for c in experiment.columns() if (row, c, "acc") in ours}
+    if not pairs:
         return [f"No record of this table at profile {results.shown} is there yet."]
-    low = [f"{c.label} ({acc.mean:.1f} / {asr.mean:.1f})" for c, (acc, asr) in shown.items() if asr.high < 10]
-    high = [c.label for c, (_, asr) in shown.items() if asr.low >= 100 * TAKEN]
-    counts = sorted({acc.n for acc, _ in shown.values()})
+    low = [f"{c.label} ({acc.mean:.1f} / {asr.mean:.1f})" for c, (acc, asr) in pairs.items() if asr.high < 10]
+    high = [c.label for c, (_, asr) in pairs.items() if asr.low >= 100 * TAKEN]
+    counts = sorted({acc.n for acc, _ in pairs.values()})
     number = runs(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     lines = [
         f"At {row_label(experiment, row)} (profile {results.shown}; {number}), ASR is below 10 % in every seed for "
@@ -219,7 +224,7 @@ def reading(results: Results) -> list[str]:
     ]
     gaps = {
         c: max(abs(v.mean - paper[row, c.name, metric]) for metric, v in zip(METRICS, pair, strict=True))
-        for c, pair in shown.items()
+        for c, pair in pairs.items()
         if (row, c.name, "acc") in paper
     }
     if gaps:

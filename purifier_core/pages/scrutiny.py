@@ -62,8 +62,8 @@ def admissible_epochs() -> pd.DataFrame:
     for row in published("table3").itertuples():
         if span := _span(str(row.method), row.asr_percent):
             first, last = span
-            shown = "none" if first > last else str(first) if first == last else f"{first} to {last}"
-            lines.setdefault(f"{row.clean_size:,} images", {})[str(row.method)] = shown
+            text = "none" if first > last else str(first) if first == last else f"{first} to {last}"
+            lines.setdefault(f"{row.clean_size:,} images", {})[str(row.method)] = text
     return pd.DataFrame.from_dict(lines, orient="index")
 
 

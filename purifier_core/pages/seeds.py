@@ -62,10 +62,10 @@ class Decision:
 
 def decide(answers: Mapping[Any, bool]) -> Decision:
     """The decision from the answer of each seed."""
-    said = decided(list(answers.values()))
-    if isinstance(said, str):
-        return Decision(None, len(answers), said.removeprefix("not decided: "))
-    return Decision(said, len(answers))
+    answer = decided(list(answers.values()))
+    if isinstance(answer, str):
+        return Decision(None, len(answers), answer.removeprefix("not decided: "))
+    return Decision(answer, len(answers))
 
 
 def all_of(decisions: Mapping[str, Decision]) -> Decision:
@@ -93,24 +93,24 @@ def by_start(answers: Mapping[str, Decision]) -> str:
     return resting.text(f"holds only when Purifier starts from init={' or '.join(others)}")
 
 
-def in_words(asked: Mapping[str, Decision]) -> str:
+def in_words(decisions: Mapping[str, Decision]) -> str:
     """Which of some names were answered by yes, and for which the seeds decide nothing, and why."""
-    yes = [name for name, decision in asked.items() if decision.answer]
+    yes = [name for name, decision in decisions.items() if decision.answer]
     unsure: dict[str, list[str]] = {}
-    for name, decision in asked.items():
+    for name, decision in decisions.items():
         if decision.answer is None:
             unsure.setdefault(decision.why, []).append(name)
-    if [len(names) for names in unsure.values()] == [len(asked)]:
+    if [len(names) for names in unsure.values()] == [len(decisions)]:
         return f"not decided ({next(iter(unsure))})"
     parts = [", ".join(yes) or "none"]
     parts += [f"not decided ({why}): {', '.join(names)}" for why, names in unsure.items()]
     return "; ".join(parts)
 
 
-def for_each_start(asked: Mapping[str, Mapping[str, Decision]]) -> str:
+def for_each_start(answers: Mapping[str, Mapping[str, Decision]]) -> str:
     """`in_words` for each `init` that has a record, a line each, as HTML."""
-    there = {init: each for init, each in asked.items() if any(decision.n for decision in each.values())}
-    return "<br>".join(f"{init}: {in_words(each)}" for init, each in there.items())
+    starts = {init: decisions for init, decisions in answers.items() if any(d.n for d in decisions.values())}
+    return "<br>".join(f"{init}: {in_words(decisions)}" for init, decisions in starts.items())
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Judgement:
 
 def by_run(results: Results) -> dict[Hashable, dict[Place, Record]]:
     """The records of each run, by row and column. A run is a seed at one profile."""
-    found: dict[Hashable, dict[Place, Record]] = {}
+    runs: dict[Hashable, dict[Place, Record]] = {}
     for place, records in results.found.items():
         for record in records:
-            found.setdefault((record.cell.profile, record.cell.seed), {})[place] = record
-    return found
+            runs.setdefault((record.cell.profile, record.cell.seed), {})[place] = record
+    return runs
 
 
 def pair(record: Record) -> Pair:

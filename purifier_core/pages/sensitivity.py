@@ -47,14 +47,14 @@ def insensitive(values: Values) -> bool:
 
 def insensitivity(results: Results, names: Sequence[str]) -> Judgement:
     """Whether every one of some modules is insensitive, under each start and as published."""
-    every, stated = numbers_by_run(results), published_run(results)
+    runs, stated = numbers_by_run(results), published_run(results)
     rows = results.experiment.rows(results.profile)
 
     def places(granularity: str, init: str) -> list[Place]:
         return [(row, module(granularity, init)) for row in rows]
 
-    asked = {init: {METHODS[g].label: ask(every, places(g, init), insensitive) for g in names} for init in INITS}
-    verdict = by_start({init: all_of(each) for init, each in asked.items()})
+    answers = {init: {METHODS[g].label: ask(runs, places(g, init), insensitive) for g in names} for init in INITS}
+    verdict = by_start({init: all_of(decisions) for init, decisions in answers.items()})
     passing, failing = [], []
     for g in names:
         values = {place: stated[place] for place in places(g, "full")}
@@ -64,7 +64,7 @@ def insensitivity(results: Results, names: Sequence[str]) -> Judgement:
         else:
             failing.append(f"{METHODS[g].label} (lowest ACC {lowest:.2f} %)")
     stating = ", ".join(passing) or "none"
-    return Judgement(stating, for_each_start(asked), verdict, failing)
+    return Judgement(stating, for_each_start(answers), verdict, failing)
 
 
 def _worse(values: Values) -> bool:
@@ -81,21 +81,21 @@ def _at_ceiling(values: Sequence[Pair]) -> bool:
 
 def descent(results: Results) -> Judgement:
     """Whether every compared defense is worse with the least clean data than with the most."""
-    every, stated = numbers_by_run(results), published_run(results)
+    runs, stated = numbers_by_run(results), published_run(results)
     most, least = max(Table3.every), min(Table3.every)
-    asked, full, published, published_full = {}, [], {}, []
+    decisions, full, published, published_full = {}, [], {}, []
     for defense in BASELINES:
         name, ends = METHODS[defense].label, [(size, Column(defense)) for size in (most, least)]
-        asked[name] = ask(every, ends, _worse)
+        decisions[name] = ask(runs, ends, _worse)
         published[name] = _worse({place: stated[place] for place in ends})
-        full += [name] if _at_ceiling([run[ends[0]] for run in every.values() if ends[0] in run]) else []
+        full += [name] if _at_ceiling([run[ends[0]] for run in runs.values() if ends[0] in run]) else []
         published_full += [name] if _at_ceiling([stated[ends[0]]]) else []
     ceiling = f"no room to rise, ASR above {100 - DROP:g} % with {most:,} images already"
-    ours = in_words(asked) + (f"; {ceiling}: {', '.join(full)}" if full else "")
+    ours = in_words(decisions) + (f"; {ceiling}: {', '.join(full)}" if full else "")
     stating = ", ".join(name for name, worse in published.items() if worse) or "none"
     stating += f"; {ceiling}: {', '.join(published_full)}" if published_full else ""
-    verdict = all_of(asked)
-    part = [name for name, decision in asked.items() if decision.answer]
+    verdict = all_of(decisions)
+    part = [name for name, decision in decisions.items() if decision.answer]
     no = f"holds only for {', '.join(part)}" if part else "does not hold"
     return Judgement(stating, ours, verdict.text(no=no), [name for name, worse in published.items() if not worse])
 
@@ -108,7 +108,7 @@ def _score(values: Values, column: Column) -> float:
 
 def lead(results: Results) -> Judgement:
     """ACC - ASR, its mean over both poison ratios: does a module of Purifier lead?"""
-    every, stated = numbers_by_run(results), published_run(results)
+    runs, stated = numbers_by_run(results), published_run(results)
     rows = results.experiment.rows(results.profile)
     rivals = [Column(name) for name in (*BASELINES, "abl")]
 
@@ -119,16 +119,16 @@ def lead(results: Results) -> Judgement:
         best = max(columns, key=lambda c: _score(values, c))
         return f"{best.name} {_score(values, best):.1f}"
 
-    answers, told = {}, []
+    answers, lines = {}, []
     for init in INITS:
         modules = [module(g, init) for g in GRANULARITIES]
         places = {(row, column) for row in rows for column in (*modules, *rivals)}
-        ahead = [margin(run, modules) for run in every.values() if places <= run.keys()]
+        ahead = [margin(run, modules) for run in runs.values() if places <= run.keys()]
         answers[init] = decide({i: points > 0 for i, points in enumerate(ahead)})
         if ahead:
             lead = estimate({i: points / 100 for i, points in enumerate(ahead)})
-            told.append(f"{init}: ahead by {lead.text(sign='+')} points")
+            lines.append(f"{init}: ahead by {lead.text(sign='+')} points")
     modules = [module(g, "full") for g in GRANULARITIES]
     stating = f"{leader(stated, modules)} against {leader(stated, rivals)}"
     failing = [] if margin(stated, modules) > 0 else ["Purifier"]
-    return Judgement(stating, "<br>".join(told), by_start(answers), failing)
+    return Judgement(stating, "<br>".join(lines), by_start(answers), failing)

@@ -47,7 +47,7 @@ class Settings:
 
 def _sorted_in(records: Iterable[Record], crops: bool = True) -> dict[Setting, dict[Column, BySeed]]:
     """The records of a usual clean size and poison ratio, with random crops of the clean images or without."""
-    found: dict[Setting, dict[Column, BySeed]] = {}
+    by_setting: dict[Setting, dict[Column, BySeed]] = {}
     for record in sorted(records, key=lambda r: (list(DATASETS).index(r.cell.dataset), r.cell.network != "vgg16")):
         cell, switches = record.cell, dict(record.cell.switches)
         init = switches.pop("init", "full")
@@ -55,8 +55,8 @@ def _sorted_in(records: Iterable[Record], crops: bool = True) -> dict[Setting, d
         if usual and cell.attack in attacks(PAPER) and cell.clean_size in (0, same_share(SIZE, cell.dataset)):
             column = module(cell.defense, init) if cell.defense in GRANULARITIES else Column(cell.defense)
             setting = (cell.dataset, cell.network, cell.attack)
-            found.setdefault(setting, {}).setdefault(column, {})[cell.seed] = record
-    return found
+            by_setting.setdefault(setting, {}).setdefault(column, {})[cell.seed] = record
+    return by_setting
 
 
 def attack_name(setting: Setting) -> str:
@@ -85,7 +85,7 @@ def repairs(store: Store | None = None) -> pd.DataFrame:
     }
     lines = {}
     for setting in (s for s in settings.every if s[2] == MAIN[2]):
-        found = {head: settings.records(setting, column).values() for head, column in columns.items()}
-        shown = {head: measured(records, "asr").text() if records else "missing" for head, records in found.items()}
-        lines[place_name(setting)] = shown
+        by_head = {head: settings.records(setting, column).values() for head, column in columns.items()}
+        texts = {head: measured(records, "asr").text() if records else "missing" for head, records in by_head.items()}
+        lines[place_name(setting)] = texts
     return pd.DataFrame.from_dict(lines, orient="index", columns=list(columns)).rename_axis("ASR, %")

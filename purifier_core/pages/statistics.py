@@ -80,8 +80,8 @@ def paired(after: Iterable[Record], before: Iterable[Record], metric: str) -> Es
     """
     start = {(r.cell.profile, r.cell.seed): getattr(r, metric) for r in before}
     pairs = [(r, start.get((r.cell.profile, r.cell.seed))) for r in after]
-    both = {r.cell.seed: getattr(r, metric) - first for r, first in pairs if first is not None}
-    return estimate(both) if both else None
+    differences = {r.cell.seed: getattr(r, metric) - first for r, first in pairs if first is not None}
+    return estimate(differences) if differences else None
 
 
 def decided(answers: Sequence[Answer]) -> Answer | str:

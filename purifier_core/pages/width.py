@@ -17,14 +17,14 @@ def in_words(store: Store | None = None) -> str:
     for size in FULL_WIDTH:
         wide = Settings(store, size)
         undefended = wide.records(MAIN, Column("none"))
-        left = {init: _modules(wide, init) for init in STARTS}
-        if undefended and left["full"]:
+        texts = {init: _modules(wide, init) for init in STARTS}
+        if undefended and texts["full"]:
             return (
                 f"**With the paper's own network** (width 1, profile *{size}*, {runs(len(undefended))}) on "
                 f"{name(MAIN)}, {SIZE:,} clean images: without a defense {_pair(undefended)} (ACC / ASR in percent). "
                 "Started from the backdoored network, as the paper describes, Purifier gives "
-                f"{left['full']}; from fresh weights "
-                f"{left['random'] or 'no record yet'}. {_compared(wide, narrow)}"
+                f"{texts['full']}; from fresh weights "
+                f"{texts['random'] or 'no record yet'}. {_compared(wide, narrow)}"
             )
     return ""
 
@@ -42,10 +42,10 @@ def _pair(records: BySeed) -> str:
 def _compared(wide: Settings, narrow: Settings) -> str:
     """Whether each module leaves the backdoor in, or not, at both profiles alike."""
     every = [module(g, init) for init in STARTS for g in GRANULARITIES]
-    both = [c for c in every if wide.records(MAIN, c) and narrow.records(MAIN, c)]
-    if wide.profile == narrow.profile or not both:
+    columns = [c for c in every if wide.records(MAIN, c) and narrow.records(MAIN, c)]
+    if wide.profile == narrow.profile or not columns:
         return ""
-    apart = [column.label for column in both if _stays(wide, column) != _stays(narrow, column)]
+    apart = [column.label for column in columns if _stays(wide, column) != _stays(narrow, column)]
     if apart:
         names = ", ".join(apart)
         return f"The narrow network (profile *{narrow.profile}*) says otherwise, or not in every seed, for {names}."

@@ -20,58 +20,58 @@ def recorded() -> dict[str, Outcome]:
     return json.loads(PATH.read_text()) if PATH.exists() else {}
 
 
-def table(every: dict[str, Outcome] | None = None) -> pd.DataFrame:
+def table(outcomes: dict[str, Outcome] | None = None) -> pd.DataFrame:
     """A row for each network that was tried: the scan's verdict, and the rates before and after, in percent."""
-    rows = {name: _row(one) for name, one in (recorded() if every is None else every).items()}
+    rows = {name: _row(outcome) for name, outcome in (recorded() if outcomes is None else outcomes).items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def reading(every: dict[str, Outcome] | None = None) -> list[str]:
+def reading(outcomes: dict[str, Outcome] | None = None) -> list[str]:
     """How many backdoors were found and are gone, how many clean networks stayed, and which failed, by name."""
-    every = recorded() if every is None else every
-    if not every:
+    outcomes = recorded() if outcomes is None else outcomes
+    if not outcomes:
         return ["No outcome is recorded yet."]
-    took = {name: one for name, one in every.items() if _asr(one, "before") >= TOOK}
-    clean = {name: one for name, one in every.items() if "ASR" not in one["rates"]}
-    weak = [name for name in every if name not in took and name not in clean]
-    missed = [name for name, one in took.items() if not _named(one)]
-    stayed = [name for name, one in took.items() if _asr(one, "after") > GONE]
-    alarms = [name for name, one in clean.items() if one["scan"] != NOTHING]
+    took = {name: outcome for name, outcome in outcomes.items() if _asr(outcome, "before") >= TOOK}
+    clean = {name: outcome for name, outcome in outcomes.items() if "ASR" not in outcome["rates"]}
+    weak = [name for name in outcomes if name not in took and name not in clean]
+    missed = [name for name, outcome in took.items() if not _named(outcome)]
+    stayed = [name for name, outcome in took.items() if _asr(outcome, "after") > GONE]
+    alarms = [name for name, outcome in clean.items() if outcome["scan"] != NOTHING]
     lines = [
         f"Of {len(took)} networks with a backdoor that took, the scan names the attacker's class in "
         f"{len(took) - len(missed)}{_but(missed)}.",
         f"After the repair the ASR is at most {100 * GONE:.0f} % in {len(took) - len(stayed)} of them{_but(stayed)}.",
         f"Of {len(clean)} clean networks nothing stands out in {len(clean) - len(alarms)}{_but(alarms)}.",
     ]
-    missing = [path.parent.name for path in sorted(PATH.parent.glob("*/card.json")) if path.parent.name not in every]
+    missing = [path.parent.name for path in sorted(PATH.parent.glob("*/card.json")) if path.parent.name not in outcomes]
     lines += [f"The attack itself did not take in {', '.join(weak)}."] if weak else []
     return lines + ([f"Not tried yet: {', '.join(missing)}."] if missing else [])
 
 
-def _row(one: Outcome) -> dict[str, str]:
-    row = {"the scan": _said(one)}
+def _row(outcome: Outcome) -> dict[str, str]:
+    row = {"the scan": _said(outcome)}
     for rate in ("ACC", "ASR", "RA"):
-        pair = one["rates"].get(rate)
+        pair = outcome["rates"].get(rate)
         row[f"{rate}, before → after"] = " → ".join(_percent(pair[when]) for when in _WHEN) if pair else "–"
-    seconds = {"CPU seconds": f"{one['cpu_seconds']:.0f}"}
-    return row | {"exit status": str(one["status"])} | seconds
+    seconds = {"CPU seconds": f"{outcome['cpu_seconds']:.0f}"}
+    return row | {"exit status": str(outcome["status"])} | seconds
 
 
-def _said(one: Outcome) -> str:
-    if one["scan"] != SUSPECTED:
-        return one["scan"]
-    best = min(one["candidates"], key=lambda candidate: candidate["p"])
-    return f"{one['scan']}: class {best['target']}, {best['family']}"
+def _said(outcome: Outcome) -> str:
+    if outcome["scan"] != SUSPECTED:
+        return outcome["scan"]
+    best = min(outcome["candidates"], key=lambda candidate: candidate["p"])
+    return f"{outcome['scan']}: class {best['target']}, {best['family']}"
 
 
-def _named(one: Outcome) -> bool:
+def _named(outcome: Outcome) -> bool:
     """Whether the scan suspects a backdoor, and the class that stands out most is the attacker's."""
-    best = min(one["candidates"], key=lambda candidate: candidate["p"])
-    return one["scan"] == SUSPECTED and best["target"] == one["target"]["index"]
+    best = min(outcome["candidates"], key=lambda candidate: candidate["p"])
+    return outcome["scan"] == SUSPECTED and best["target"] == outcome["target"]["index"]
 
 
-def _asr(one: Outcome, when: str) -> float:
-    return one["rates"]["ASR"][when]["share"] if "ASR" in one["rates"] else 0.0
+def _asr(outcome: Outcome, when: str) -> float:
+    return outcome["rates"]["ASR"][when]["share"] if "ASR" in outcome["rates"] else 0.0
 
 
 def _percent(rate: Outcome) -> str:
