@@ -115,7 +115,8 @@ def test_the_page_names_what_passes_first(tmp_path):
     assert first.startswith("**MNIST, BadNets, knows the scan** passes by trigger: 100.0 % (a clean network 0.5 %)")
     assert "after 30 poisoned: 30.0 % (a clean network 10.0 %)" in first
     assert plain == (
-        "MNIST, BadNets (four corners), 2 seeds: the scan suspected a backdoor in 2, of the attacker's class in 2."
+        "MNIST, BadNets (four corners), 2 seeds: the scan suspected a backdoor in 2, and named the attacker's class in "
+        "2."
     )
     assert "suspected a backdoor in 0" in hiding
     assert rest == "In 7 other cases an attack gains at most 10 points over a clean network."

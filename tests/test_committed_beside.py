@@ -58,7 +58,7 @@ def test_the_sentence_calls_a_quick_run_a_smoke_test_and_counts_what_is_near(sto
     said = committed.sentence(committed.beside(at("quick", methods="none,finetuning"), store))
     assert "The run above is a smoke test (5,000 digits" in said
     assert "profile small, 2 seeds" in said
-    assert "where 2 of 2 lines lie within 2 points of the published ACC and ASR; in this run 0 do" in said
+    assert "There 2 of 2 lines lie within 2 points of the published ACC and ASR; in this run 0 do" in said
     near = committed.beside(at("quick", acc=0.99, asr=0.999, methods="none,finetuning"), store)
     assert committed.sentence(near).endswith("in this run 2 do.")
 

@@ -105,7 +105,7 @@ def test_the_reading_counts_and_names():
     )
     (line,) = defenses.reading(mine)
     assert line == (
-        "**Bound-Feature** removes the backdoor in 1 of 2 decided rows, in 1 of these at the cost of accuracy. "
+        "**Bound-Feature** removes the backdoor in 1 of 2 decided rows, 1 of them at the cost of accuracy. "
         "Weakens it: MNIST Blend 30. Not decided, one run: 1 rows."
     )
     glued = defenses.glued(mine)

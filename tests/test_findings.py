@@ -99,9 +99,8 @@ def test_no_defense_removes_every_backdoor_once_each_has_failed(store):
         save(store, "none", seed, 0.7, 1.0, "cifar10")
         save(store, "bound_feature", seed, 0.7, 0.3, "cifar10")
     assert "No defense here removes every backdoor." in sentences(store)
-    assert "Bound-Feature removes most, 1 of 2 that the seeds decide; not BadNets on CIFAR-10" in findings.markdown(
-        store
-    )
+    most = "Bound-Feature removes most, 1 of 2 that the seeds decide. It does not remove BadNets on CIFAR-10"
+    assert most in findings.markdown(store)
     assert len(sentences(store)) <= 5
 
 

@@ -19,8 +19,8 @@ def test_isolation_is_told_seed_by_seed_beside_chance():
         record(c, diagnostics={"isolated": 630, "isolation_precision": p}) for c, p in zip(abl, (0.0, 0.7), strict=True)
     ]
     assert inside.isolation(shown(*mine)) == [
-        "ABL unlearns what it isolated, whatever that is. The share of it that carries the trigger, one value for each "
-        "seed (chance would give 4.8 %): poison ratio 5 % 0.0, 70.0 % of 630."
+        "ABL unlearns the images that it isolated, poisoned or not. The share that carries the trigger, one value for "
+        "each seed (chance would give 4.8 %): poison ratio 5 % 0.0, 70.0 % of 630."
     ]
     assert inside.notes(shown()) == []
 

@@ -1,8 +1,8 @@
 """Figures 10 to 12: what a trigger does to the penultimate layer, as pictures and as numbers.
 
-Everything is made of mean magnitudes |F| of the layer's output, as `probes.activations` records them: by channel
-over all positions, or by position over all channels, and over the clean images of other classes than the target,
-the stamped copies of the same images, and the clean images of each class.
+Everything is made of mean magnitudes |F| of the layer's output, as `probes.activations` records them. A mean is taken
+by channel over all positions, or by position over all channels. It is taken over the clean images of other classes
+than the target, over the stamped copies of the same images, and over the clean images of each class.
 """
 
 from itertools import combinations

@@ -26,8 +26,8 @@ KINDS: dict[tuple[str, ...], str] = {
 """What is tried, by its place in a record."""
 
 RULE = (
-    f"An attack *passes* where it carries, on the mean over seeds, over {ABOVE:g} points more of the test images to "
-    f"the attacker's class in the repaired network than in a clean one. Rows whose backdoor did not take (an ASR below "
+    f"An attack *passes* if the repaired network gives the attacker's class to over {ABOVE:g} points more of the test "
+    f"images than a clean network does, on the mean over seeds. Rows whose backdoor did not take (an ASR below "
     f"{100 * TAKEN:g} %) are left out."
 )
 
@@ -90,8 +90,9 @@ def passes(results: Results) -> list[str]:
 def _scanned(row: tuple[str, str], records: list[Record]) -> str:
     """What the scan said of the networks of a row."""
     suspected = sum(record.diagnostics["verdict"] == SUSPECTED for record in records)
-    right = f"of the attacker's class in {sum(map(named, records))}"
-    return f"{row_label(row)}, {runs(len(records))}: the scan suspected a backdoor in {suspected}, {right}."
+    count = sum(map(named, records))
+    line = f"{row_label(row)}, {runs(len(records))}: the scan suspected a backdoor in {suspected}"
+    return f"{line}, and named the attacker's class in {count}."
 
 
 def reading(results: Results) -> list[str]:

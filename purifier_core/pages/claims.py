@@ -1,7 +1,7 @@
 """What the supplement claims, the rule by which records decide each claim, and the verdict that follows.
 
-A verdict is computed here and typed nowhere. The same rule is put to the published numbers, where there are any. When
-the rules were written, and what was changed since, stands in notebooks/claims.ipynb.
+A verdict is computed here and typed nowhere. The same rule is put to the published numbers, if there are any.
+notebooks/claims.ipynb says when the rules were written, and what changed since.
 """
 
 from collections.abc import Callable
@@ -104,8 +104,8 @@ CLAIMS = (
     Claim(
         "A.1, Figure 12",
         "The feature-wise module suppresses the trigger's pattern.",
-        "The part above every clean class is at most half of what it is without the module. Decided only for a "
-        "backdoor that took.",
+        "The part above every clean class is at most half as large as without the module. Decided only for a backdoor "
+        "that took.",
         _suppressed,
     ),
     Claim(
@@ -162,7 +162,7 @@ def gathered(profile: str = "auto", store: Store | None = None) -> dict[str, Evi
 
 
 def table(every: dict[str, Evidence]) -> pd.DataFrame:
-    """A line for each claim: its words, the verdict, what our numbers and the published ones give, and the rule.
+    """A line for each claim: its words, the verdict, our numbers and the published ones by its rule, and the rule.
 
     A claim is judged at each profile by itself. Where several have records of it, each has a line of its own.
     """

@@ -34,8 +34,8 @@ class Beside:
 def beside(results: Results, store: Store | None = None) -> Beside | None:
     """The best committed records of the run's columns; None where the run itself is at their profile, or a larger one.
 
-    The row is the run's hardest, the smallest on its axis, or the whole table's where that is not recorded. A profile
-    counts where every column has a record; one with seeds enough to decide goes before a larger one.
+    The row is the run's hardest, the smallest on its axis; if that is not recorded, the whole table's hardest. A
+    profile counts if every column has a record; one with seeds enough to decide goes before a larger one.
     """
     experiment, columns = results.experiment, results.experiment.columns()
     rows = min(experiment.rows(results.profile)), min(experiment.whole().rows(results.profile))
@@ -85,7 +85,7 @@ def sentence(comparison: Beside) -> str:
     kind = "a smoke test" if comparison.results.profile == "quick" else "a smaller experiment"
     return (
         f"The run above is {kind} ({_size(comparison.results.profile)}): take the finding from the records (profile "
-        f"{comparison.profile}, {seeds}; {_size(comparison.profile)}), where {_near(comparison, records)} of "
+        f"{comparison.profile}, {seeds}; {_size(comparison.profile)}). There {_near(comparison, records)} of "
         f"{len(comparison.records)} lines lie within {NEAR:g} points of the published ACC and ASR; in this run "
         f"{_near(comparison, run)} do."
     )

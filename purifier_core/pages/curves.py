@@ -1,7 +1,8 @@
 """Efficiency curves: ACC and ASR after every epoch of every defense, as their records hold them.
 
-They are taken on fixed test images, watched and never chosen by. Epoch 0, a dot, is the network that the defense was
-given. A gap is a stage whose network is not the result: the Finetuning with which MCR and NAD begin.
+They are taken on fixed test images. They are only watched: nothing is chosen by them. Epoch 0, a dot, is the network
+that the defense was given. A gap is a stage whose network is not the result: the Finetuning with which MCR and NAD
+begin.
 """
 
 import math
@@ -34,8 +35,8 @@ def curves(results: Results, dataset: str) -> dict[Column, list[Record]]:
 def end_point(dataset: str, column: Column) -> dict[str, float]:
     """The published end of a curve, in percent, by metric; a metric that was not published is left out.
 
-    On MNIST Table 3's row of 3,000 clean images. Elsewhere ASR alone, from the bar of Figure 13 and the number of
-    epochs, where the published numbers leave one such number.
+    On MNIST it is Table 3's row of 3,000 clean images. Elsewhere it is ASR alone, from the bar of Figure 13 and the
+    number of epochs, if the published numbers leave only one.
     """
     name = column.name
     if dataset == "mnist":

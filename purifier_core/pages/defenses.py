@@ -40,11 +40,11 @@ AIMED = {
 """The defenses that each attacker knows."""
 
 RULES = (
-    f"A backdoor *took* if the undefended network has an ASR of {100 * TAKEN:g} % or more in every seed; where it did "
+    f"A backdoor *took* if the undefended network has an ASR of {100 * TAKEN:g} % or more in every seed; if it did "
     f"not, nothing is shown or counted. A defense *removes* it at an ASR of {REMOVED:g} % or less, *weakens* it at "
     f"{WEAKENED:g} % or less, and else *leaves* it. It *costs accuracy* if ACC falls by more than {COST:g} points, "
-    f"each seed against the same seed without a defense. What at least {DECIDES} seeds agree on is decided; less is "
-    "told, and not counted."
+    f"each seed against the same seed without a defense. An outcome that at least {DECIDES} seeds agree on is decided; "
+    "any other is told, and not counted."
 )
 
 
@@ -130,7 +130,7 @@ def reading(results: Results) -> list[str]:
         line += (
             f" removes the backdoor in {len(removed)} of {len(sure)} decided rows" if sure else ": no row is decided"
         )
-        line += f", in {dear} of these at the cost of accuracy" if dear else ""
+        line += f", {dear} of them at the cost of accuracy" if dear else ""
         for word, opening in _OPENINGS.items():
             rows = {row: results_of(by_place[row, column]) for row in verdicts if verdicts[row][0] == word}
             line += f". {opening}: {_by_dataset(rows)}" if rows else ""

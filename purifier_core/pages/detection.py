@@ -49,7 +49,7 @@ def p_of(record: Record, detector: str) -> float:
 
 
 def curve(clean: list[float], backdoored: list[float]) -> Curve:
-    """The ROC curve of p-values, of which small ones are suspicious.
+    """The ROC curve of p-values; a small one is suspicious.
 
     The area is the share of pairs in which the backdoored network has the smaller p-value, ties half. Its variance is
     at most area * (1 - area) / n with n the networks of the rarer kind, whatever the distributions (Birnbaum and Klose,

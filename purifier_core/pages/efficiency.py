@@ -129,7 +129,7 @@ def reading(results: Results) -> list[str]:
             ]
             lines.append(
                 f"{title(row)} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs in every seed "
-                f"are {', '.join(full) or 'none'}; there the bar tells the number of epochs, and nothing else."
+                f"are {', '.join(full) or 'none'}. Such a bar tells the number of epochs, and nothing else."
             )
     return [*lines, *inside.notes(results)] or [f"No record at profile {results.shown} is there yet."]
 

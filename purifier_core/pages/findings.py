@@ -1,6 +1,6 @@
 """The findings of this book, at most five, from records: each with its number, its seeds, where it holds and where not.
 
-A finding is shown only where the seeds decide it, by the landing page's rule. Where new records turn it, it disappears.
+A finding is shown only if the seeds decide it, by the landing page's rule. If new records turn it, it disappears.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ NEAR = 2.0
 AGREES = 0.95
 """A network counts as repeating its first head from this agreement up. The threshold is ours."""
 APART = 50.0
-"""Two seeds of a defense count as different outcomes if their ASR is so many points apart. Also ours."""
+"""Two seeds of a defense have different outcomes if their ASR differs by this many points. Also ours."""
 
 _STARTS = ("full", "random")
 
@@ -84,7 +84,7 @@ def _and(names: Iterable[str]) -> str:
 
 
 def _text(number: Estimate) -> str:
-    """Mean and range; where every seed rounds to the same, that number once."""
+    """Mean and range; that number once, if every seed rounds to the same."""
     same = number.n > 1 and f"{number.low:.1f}" == f"{number.high:.1f}"
     return f"{number.mean:.1f} in every seed" if same else number.text()
 
@@ -213,10 +213,10 @@ def repeats_its_head(settings: Settings) -> Finding | None:
             places.append(Place(place_name(setting), most, Decision(True, min(d.n for d in decisions.values()))))
         places += [Place(place_name(setting), label, decisions[label], agreement(by_label[label])) for label in others]
     return Finding(
-        "The answer of a purified network is its first head's, and this head inherits the backdoor or does not.",
+        "A purified network answers what its first head answers, and this head inherits the backdoor or does not.",
         f"{name(MAIN)}, feature-wise module, images in percent on which the network and its first head agree: "
         f"{_text(agreement(full))} from the backdoored network, {_text(agreement(random))} from fresh weights. The ASR "
-        f"of the head alone: {head(full)} and {head(random)}. The finding holds where they agree on {100 * AGREES:g} % "
+        f"of the head alone: {head(full)} and {head(random)}. The finding holds if they agree on {100 * AGREES:g} % "
         "or more, of clean and of triggered images.",
         Decision(True, min(decision.n for decision in answers)),
         tuple(places),
@@ -272,7 +272,7 @@ def none_removes_all(settings: Settings) -> Finding | None:
         "No defense here removes every backdoor.",
         f"To remove means: an ASR of at most {REMOVED:g}, and an ACC at most {COST:g} points lower. "
         f"{best.name} removes most, {len(removed[best])} of {len(removed[best]) + len(left[best])} that "
-        f"the seeds decide; not {_and(name(row) for row in left[best])}.",
+        f"the seeds decide. It does not remove {_and(name(row) for row in left[best])}.",
         Decision(True, min(every[c][rows[0]].n for c, rows in left.items())),
         tuple(places),
     )

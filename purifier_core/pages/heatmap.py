@@ -19,8 +19,8 @@ NONE = Column("none")
 def figure(results: Results, rows: list[Any], cost: float, below: list[str]) -> Any:
     """A heat map of ASR: `rows` are attacks, by dataset; columns are defenses. `below` are lines of text.
 
-    One stripe for each seed, one run hollow, and the mean as a number. Another number stands below it where accuracy
-    fell by more than `cost` points.
+    One stripe for each seed, one run hollow, and the mean as a number. If accuracy fell by more than `cost` points,
+    this change stands below it.
     """
     import matplotlib.pyplot as plt
 
@@ -68,13 +68,13 @@ def short_attack(attack: str) -> str:
 
 
 def _across(columns: list[Column]) -> list[float]:
-    """Where the columns begin: a gap after "No Defense", and one before what is ours."""
+    """Where the columns begin: a gap after "No Defense", and one before our own."""
     own = [number for number, column in enumerate(columns) if column.defense in ours()]
     return [n + 0.3 * (n > 0) + 0.3 * bool(own and n >= own[0]) for n in range(len(columns))]
 
 
 def _fall(records: list[Record], before: list[Record], cost: float) -> str:
-    """The change of ACC in points, paired by seed, where it is a fall of more than `cost`; else empty."""
+    """The change of ACC in points, paired by seed, if it is a fall of more than `cost`; else empty."""
     change = paired(results_of(records), before, "acc")
     return f"{change.mean:.0f}" if change and change.mean < -cost else ""
 

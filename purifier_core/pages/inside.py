@@ -60,8 +60,8 @@ def isolation(results: Results, label: Callable[[Results, Any], str] = place_lab
         return []
     chances = dict.fromkeys(f"{100 * c.poison_ratio / (1 + c.poison_ratio):.1f} %" for c in places)
     return [
-        "ABL unlearns what it isolated, whatever that is. The share of it that carries the trigger, one value for each "
-        f"seed (chance would give {', '.join(chances)}): {'; '.join(shares)}."
+        "ABL unlearns the images that it isolated, poisoned or not. The share that carries the trigger, one value for "
+        f"each seed (chance would give {', '.join(chances)}): {'; '.join(shares)}."
     ]
 
 

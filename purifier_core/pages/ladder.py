@@ -56,7 +56,7 @@ def reading(results: Results) -> list[str]:
         return [f"No record at profile {results.shown} is there yet."]
     change = f"With the width the answer changes for {', '.join(turned)}." if turned else "No decided answer changes."
     gaps = f" For {unsure} of {len(results.experiment.columns())} methods some width is not decided." if unsure else ""
-    return [f"The backdoor stays where ASR is {100 * TAKEN:g} % or more in every seed. {change}{gaps}", *lines]
+    return [f"The backdoor stays if ASR is {100 * TAKEN:g} % or more in every seed. {change}{gaps}", *lines]
 
 
 def figure(results: Results) -> Any:

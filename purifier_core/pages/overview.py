@@ -27,16 +27,16 @@ NEAR = 2.0
 RULES = f"""\
 - A rule is put to each seed by itself. "How numbers are labelled", below, says what decides it.
 - **Tables 3 and 4.** A method is *near* if its ACC and its ASR lie within {NEAR:g} percentage points of the published
-  ones in every row. Methods are counted, not rows: apart for the undefended network, the *compared* defenses, and
+  ones in every row. Methods are counted, not rows: separately for the undefended network, the *compared* defenses, and
   Purifier under each `init`. *Reproduces* if all are near, *mostly* at half or more, *in part* at fewer, *does not* at
-  none; not decided where a method that is not decided could change the word.
+  none. It is not decided if an undecided method could change the word.
 - **Figure 10.** The anomaly is *seen* if at least {100 * anomaly.EXCESS:g} % of the magnitude on triggered images lies
   above what any clean class reaches. This threshold is ours.
 - **Figure 11.** *Harder* if triggered images drive the layer harder on the mean; *same places* if the two maps
-  correlate positively. Both are so as published.
-- **Figure 12.** The anomaly is *suppressed* if the part above every class is at most half of what it is without the
+  correlate positively. Both hold for the published maps.
+- **Figure 12.** The anomaly is *suppressed* if the part above every class is at most half as large as without the
   module.
-- **Figures 10 to 12** decide nothing where the undefended network has an ASR below {100 * TAKEN:g} % in any seed.
+- **Figures 10 to 12** decide nothing if the undefended network has an ASR below {100 * TAKEN:g} % in any seed.
 - **Figure 13.** *Same order* on a dataset if the rank correlation (Spearman's) of our bars with the published ones is
   at least {bars.SAME_ORDER:g}. This threshold is ours.
 """
@@ -153,7 +153,7 @@ def copies(store: Store | None = None) -> str:
         else:
             lines.append(
                 f"{title(dataset)} is not: the copy has {counts[0]:,} of {totals[0]:,} training and {counts[1]:,} of "
-                f"{totals[1]:,} test images. Poison ratios and clean sizes are shares of these."
+                f"{totals[1]:,} test images. Poison ratios and clean sizes are shares of this copy."
             )
     return " ".join(sorted(lines, key=lambda line: " is not: " in line))
 
@@ -187,7 +187,7 @@ def _table(results: Results) -> tuple[str, str, str]:
 
 
 def _lines(texts: dict[str, str]) -> str:
-    """A line for each name; where all say the same, one line for all."""
+    """A line for each name, or one line if all say the same."""
     variants = set(texts.values())
     return variants.pop() if len(variants) == 1 else "<br>".join(f"{name}: {words}" for name, words in texts.items())
 
@@ -207,7 +207,7 @@ def _word(decisions: dict[str, Decision]) -> str:
 
 
 def _how_many(decisions: dict[str, Decision]) -> Decision:
-    """Whether any method is near; not decided where those that are not decided could change the word."""
+    """Whether any method is near; not decided if an undecided one could change the word."""
     near = sum(decision.answer is True for decision in decisions.values())
     unsure = [decision for decision in decisions.values() if decision.answer is None]
     if _share(near, len(decisions)) != _share(near + len(unsure), len(decisions)):

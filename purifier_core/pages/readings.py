@@ -55,8 +55,8 @@ def table(results: Results) -> pd.DataFrame:
 
 
 def comparisons(results: Results) -> dict[str, list[Setting]]:
-    """The settings over which readings are compared with Table 3: all sizes together, and the one that is also taken
-    without augmentation by itself, either way."""
+    """The settings over which readings are compared with Table 3: all sizes together; then the size that is also taken
+    without augmentation, by itself, with and without it."""
     rows = [r for r in results.experiment.rows(results.profile) if r.dataset == "mnist"]
     augmented, plain = ([r for r in rows if r.augment == augment] for augment in (True, False))
     sizes = {r.clean_size for r in plain}
@@ -110,7 +110,7 @@ def distance_table(results: Results) -> pd.DataFrame:
 
 
 def verdict(gaps: dict[tuple[str, str], Estimate]) -> str:
-    """The reading that is nearest in every seed that all readings have; "not decided: ..." by the one rule."""
+    """The reading that is nearest in every seed shared by all readings; "not decided: ..." by the one rule."""
     inits = nearest(gaps)
     sums = {
         init: dict(

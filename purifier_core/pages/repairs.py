@@ -1,4 +1,4 @@
-"""Scan-repair beside what the field offers: what each leaves of a backdoor, and what of the network."""
+"""Scan-repair beside the repairs of the field: what each leaves of a backdoor, and of the network."""
 
 import json
 from collections.abc import Iterable
@@ -26,12 +26,12 @@ METRICS = ("ACC", "ASR", "RA")
 LEFT, COST, ROWS, FOUND, ALARMS = 2.0, 1.0, 80, 90, 5
 
 RULES = (
-    f"The bar was set before any number was there. Of the rows whose backdoor took (ASR of the undefended network at "
+    f"The bar was set before there was any number. Of the rows whose backdoor took (ASR of the undefended network at "
     f"least {100 * TAKEN:g} % in every seed), Scan-repair leaves at least {ROWS} % *as a clean network is*: an ASR at "
     f"most {LEFT:g} points above a clean network's own under the same trigger, and an ACC at most {COST:g} point lower "
-    f"than before, both as means over seeds. The scan finds at least {FOUND} % of these backdoors, and suspects at "
-    f"most {ALARMS} % of clean networks. RA is the share of triggered images that are classified rightly: an ASR of 0 "
-    "with a low RA is no repair."
+    f"than before, both as means over seeds. The scan finds the backdoor in at least {FOUND} % of their networks, and "
+    f"suspects at most {ALARMS} % of clean networks. RA is the share of triggered images that are classified rightly: "
+    "an ASR of 0 with a low RA is no repair."
 )
 
 
@@ -189,7 +189,7 @@ def chosen_on() -> str:
     null = _scan("null")
     low, high = (100 * end for end in null["interval"])
     return (
-        f"{chosen(_scan('choice'))} The scan's p-values rest on {null['fitted_to']} clean networks that are not of "
+        f"{chosen(_scan('choice'))} The scan's p-values rest on {null['fitted_to']} clean networks outside "
         f"this grid; of {null['held_out']} others it suspected {null['false_alarms']} ({low:.0f} to {high:.0f} % with "
         "95 % confidence)."
     )
@@ -204,7 +204,7 @@ def chosen(choice: dict[str, Any]) -> str:
         return f"The unlearning's settings are not chosen yet: they are those of {trial}, so seed 0 flatters them."
     return (
         f"The unlearning's settings ({choice['chosen']}) were chosen among {count} on {names}, by held-out accuracy "
-        "and the success of new stamps; no ASR was measured for it. What was tried lies around the settings of "
+        "and the success of new stamps; no ASR was measured for it. The candidates lie around the settings of "
         f"{trial}. Every other row is as it came out."
     )
 

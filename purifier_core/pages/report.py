@@ -18,7 +18,7 @@ METRICS = ("acc", "asr")
 
 
 def estimates(results: Results) -> dict[tuple[Any, Column, str], Estimate]:
-    """Ours, by (row, column, metric); what is missing, and what is no result of its defense, is left out."""
+    """Ours, by (row, column, metric), without what is missing and what is no result of its defense."""
     by_place = {place: results_of(records) for place, records in results.found.items()}
     return {
         (*place, metric): measured(records, metric)

@@ -54,9 +54,9 @@ def implied_epochs() -> pd.DataFrame:
 
 
 def admissible_epochs() -> pd.DataFrame:
-    """Which whole numbers of epochs fit each row of Table 3 and the bars of Figure 13 together, "none" where none does.
+    """Which whole numbers of epochs fit each row of Table 3 and the bars of Figure 13 together, or "none".
 
-    From MNIST's bar and the row's ASR, and from every other bar of the method, of which the ASR is at least 0.
+    From MNIST's bar and the row's ASR, and from every other bar of the method, whose ASR is at least 0.
     """
     lines: dict[Any, dict[str, str]] = {}
     for row in published("table3").itertuples():

@@ -87,7 +87,7 @@ def paired(after: Iterable[Record], before: Iterable[Record], metric: str) -> Es
 def decided(answers: Sequence[Answer]) -> Answer | str:
     """The one rule of decision, from the answer of each seed: at least DECIDES seeds, and all with the same answer.
 
-    That answer where it decides; else why not, in words that begin with "not decided".
+    It gives that answer, or else why it decides nothing, in words that begin with "not decided".
     """
     if not answers:
         return "not decided: records are missing"
