@@ -115,7 +115,7 @@ def test_the_default_value_of_a_switch_is_the_intended_method():
     ("field", "value", "message"),
     [
         ("defense", "nadd", r"defense='nadd' is not known; allowed: none, finetuning.*Did you mean 'nad'"),
-        ("clean_size", 0, r"clean_size=0 is out of range; allowed: 300 to 60000"),
+        ("clean_size", 0, r"clean_size=0 is out of range; allowed: 120 to 60000"),
         ("clean_size", True, r"clean_size=True is a bool"),
         ("poison_ratio", 0, r"poison_ratio=0 is out of range"),
         ("poison_ratio", "much", r"poison_ratio='much' is a str"),

@@ -299,7 +299,7 @@ def test_status_and_show_need_no_torch(tmp_path):
 
 def test_bad_arguments_end_with_a_message_and_2(capsys):
     assert cli.main(["run", "table3", "--clean-size", "0"]) == 2
-    assert "allowed: 300 to 60000" in capsys.readouterr().err
+    assert "allowed: 120 to 60000" in capsys.readouterr().err
     assert cli.main(["show", "table3", "--figure", "table3.doc"]) == 2
     assert "allowed: .png, .svg, .pdf" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:

@@ -65,7 +65,7 @@ def test_papermill_trains_and_shows_the_table(quick, tmp_path):
     ("parameter", "message"),
     [
         ("clean_sise=3000", "'clean_sise' is not a parameter of table3; its parameters: clean_size, profile"),
-        ("clean_size=0", "clean_size=0 is out of range; allowed: 300 to 60000"),
+        ("clean_size=0", "clean_size=0 is out of range; allowed: 120 to 60000"),
         ("clean_size=abc", "clean_size='abc' is not a number"),
         ("profile=fast", "profile='fast' is not known; allowed: auto, quick, small, wide, paper"),
     ],

@@ -215,9 +215,9 @@ def _key(cell: Cell, version: int, *_decides: Any) -> str:
 
 
 def check_clean_size(value: Any, dataset: str) -> int:
-    """A clean size on the paper's scale: from 0.5 % of the training images to all of them."""
+    """A clean size on the paper's scale: from 0.2 % of the training images to all of them."""
     full = DATASETS[dataset].train
-    return integer("clean_size", value, full // 200, full, f" (of {dataset}'s {full} training images)")
+    return integer("clean_size", value, full // 500, full, f" (of {dataset}'s {full} training images)")
 
 
 def check_poison_ratio(value: Any) -> float:

@@ -18,6 +18,7 @@ from torch import nn
 
 from purifier_core import purifier
 from purifier_core.bounds import wrap
+from purifier_core.checks import ConfigError
 from purifier_core.device import threads
 from purifier_core.evaluation import evaluate, to_float
 from purifier_core.files import ROOT, write_atomically
@@ -46,7 +47,7 @@ PAGE = {
     "mnist-sig": ("bounds", "feature", "scan_repair"),
     "cifar10-badnets": tuple(REPAIRS),
     "cifar10-blend": ("bounds", "feature", "scan_repair"),
-    "cifar10-sig": ("bounds", "feature", "scan_repair"),
+    "cifar10-sig": ("bounds", "feature"),  # the scan finds nothing there
 }
 """The networks of the page, and the repairs that it offers for each."""
 
@@ -133,7 +134,8 @@ def _repaired(backdoored: zoo.Backdoored, repair: str, work: Work) -> tuple[Wrap
     test = work.split.test_images, work.split.test_labels
     given = Given(*start, cell=cell, profile=work.profile, poisoned=0, test=test)
     network = {"bounds": bounds, "scan_repair": scan_repair}.get(repair, purify).defend(given).model
-    assert isinstance(network, Wrapped)
+    if not isinstance(network, Wrapped):
+        raise ConfigError(f"{repair} leaves {backdoored.card['name']} as it is; take it out of live.PAGE.")
     return network, cell
 
 
