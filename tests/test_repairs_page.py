@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import made
@@ -66,6 +67,16 @@ def one_row(cell: Cell) -> Record | None:
     if cell.defense == "scan_repair":
         return record(cell, 0.985, 0.01 * cell.seed, ra=0.9, **scanned())
     return None
+
+
+def test_fewer_clean_images_stand_beside_the_pages_number(tmp_path):
+    grid = Repairs(profile="small", attack="blend", dataset="mnist", seeds="0-1")
+    results = filled(tmp_path, grid, one_row)
+    assert repairs.fewer(results, Store(tmp_path)).empty
+    filled(tmp_path, replace(grid, clean_size=120, seeds=0), one_row)
+    table = repairs.fewer(results, Store(tmp_path))
+    assert list(table.columns) == ["3,000 (5 %)", "600 (1 %)", "120 (0.2 %)"]
+    assert table.loc[("MNIST, Blend", "ASR")].tolist() == ["0.5 (0.0 to 1.0)", "missing", "0.0 (one run)"]
 
 
 def test_the_table_tells_what_is_left_and_the_reading_what_was_found(tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,9 +12,9 @@ from purifier_core.files import ROOT
 from purifier_core.lab import methods
 from purifier_core.lab.cells import TARGET_CLASS
 from purifier_core.lab.experiments.grids import Column
-from purifier_core.lab.methods import ATTACKS, title
-from purifier_core.lab.records import Record
-from purifier_core.lab.results import Results
+from purifier_core.lab.methods import ATTACKS, DATASETS, title
+from purifier_core.lab.records import Record, Store
+from purifier_core.lab.results import Results, look_up
 from purifier_core.pages import drawing
 from purifier_core.pages.defenses import row_label
 from purifier_core.pages.heatmap import short_attack
@@ -23,6 +23,8 @@ from purifier_core.recipes import SUSPECTED
 
 NONE, OURS = Column("none"), Column("scan_repair")
 METRICS = ("ACC", "ASR", "RA")
+FEWER = (600, 120)
+"""Clean images on MNIST's scale, beside the page's own number: 1 and 0.2 % of the training images."""
 LEFT, COST, ROWS, FOUND, ALARMS = 2.0, 1.0, 80, 90, 5
 
 RULES = (
@@ -55,6 +57,23 @@ def table(results: Results) -> pd.DataFrame:
         lines[row_label(row), "scan"] = {
             column.label: scanned(results.found.get((row, column), [])) for column in results.experiment.columns()
         } | {"a clean network": "–"}
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(lines, names=["attack", "%"])
+    return frame
+
+
+def fewer(results: Results, store: Store | None = None) -> pd.DataFrame:
+    """Scan-repair by its number of clean images: means and ranges over seeds in percent, by row and metric, of the rows
+    with a record at one of FEWER."""
+    sizes = dict.fromkeys((results.experiment.clean_size, *FEWER))
+    at = {size: look_up(replace(results.experiment, clean_size=size), store) for size in sizes}
+    heads = {size: f"{size:,} ({100 * size / DATASETS['mnist'].train:g} %)" for size in sizes}
+    lines = {
+        (row_label(row), metric): {heads[size]: _text(at[size], row, OURS, metric) for size in sizes}
+        for row in results.experiment.rows(results.profile)
+        if any((row, OURS) in at[size].found for size in FEWER)
+        for metric in METRICS
+    }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(lines, names=["attack", "%"])
     return frame
