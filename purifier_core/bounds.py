@@ -111,10 +111,10 @@ def bound(
     """A copy of `model`, in eval mode, whose units are bounded at what clean `images` reach: one pass, no labels.
 
     images: (N, C, H, W), uint8, or float as the model takes them, on the model's device, or a NumPy array. sites: by
-    default every unit of the network (`sites.find`). quantile: of each activation over the clean images, in (0, 1]; by
-    default the smallest of QUANTILES that changes at most `budget` of the predictions on a fifth of the images, which
-    are held out of the bounds for that, and 1, with a warning, if all change more. The quantiles are exact; the values
-    that they need are kept.
+    default every unit of the network (`sites.find`). quantile: of each activation over the clean images, in (0, 1]. By
+    default a fifth of the images is held out of the bounds, and the smallest of QUANTILES is taken that changes at most
+    `budget` of the predictions on them; if all change more, 1, with a warning. The quantiles are exact; the values that
+    they need are kept.
 
     Raises ConfigError for an unknown granularity, a quantile or budget out of range, fewer than 10 images, or where
     the values would take more than 4 GiB, and ValueError for an unusable site.
@@ -129,15 +129,15 @@ def bound(
     working, choosing = (slice(None), slice(0)) if quantile is not None else held_out(len(images))
     model = copy.deepcopy(unwrapped(model)).eval()
     example = to_float(images[:2])
-    found = shapes(model, sites, example) if sites is not None else find(model, example)
-    seen = _largest(model, images, order[working], found, granularity, quantile or QUANTILES[0], batch_size)
+    maps = shapes(model, sites, example) if sites is not None else find(model, example)
+    largest = _largest(model, images, order[working], maps, granularity, quantile or QUANTILES[0], batch_size)
     before = predict(model, images[order[choosing]], batch_size) if quantile is None else None
-    shaped = {site: _bound_shape(granularity, *shape[1:]) for site, shape in found.items()}
-    bounded = wrap(model, {s: torch.empty(shape, device=images.device) for s, shape in shaped.items()}, granularity)
+    uppers = {s: torch.empty(_bound_shape(granularity, *shape[1:]), device=images.device) for s, shape in maps.items()}
+    bounded = wrap(model, uppers, granularity)
     for q in QUANTILES if quantile is None else (quantile,):
         for site, unit in zip(bounded.sites, bounded.wrappers(), strict=True):
             assert isinstance(unit, Bound)
-            unit.upper.copy_(seen[site].quantile(q).reshape(unit.upper.shape))
+            unit.upper.copy_(largest[site].quantile(q).reshape(unit.upper.shape))
         bounded.quantile, bounded.changed = q, None
         if before is not None:
             bounded.changed = share(predict(bounded, images[order[choosing]], batch_size) != before)
@@ -165,18 +165,18 @@ def _largest(
     model: nn.Module,
     images: torch.Tensor,
     order: torch.Tensor,
-    found: dict[str, torch.Size],
+    maps: dict[str, torch.Size],
     granularity: str,
     lowest: float,
     batch_size: int,
 ) -> dict[str, Largest]:
     """For each site the largest activations over the images `order`, as many as quantiles down to `lowest` need."""
-    kept: dict[str, Largest] = {}
+    largest: dict[str, Largest] = {}
     memory = 0
-    for site, (_, c, h, w) in found.items():
+    for site, (_, c, h, w) in maps.items():
         bounds = torch.Size(_bound_shape(granularity, c, h, w)).numel()
-        kept[site] = Largest(len(order) * c * h * w // bounds, lowest)
-        memory += 4 * kept[site].keep * bounds
+        largest[site] = Largest(len(order) * c * h * w // bounds, lowest)
+        memory += 4 * largest[site].keep * bounds
     if memory > _MEMORY:
         raise ConfigError(
             f"exact {granularity} quantiles of {len(order)} images would keep {memory / 2**30:.1f} GiB; take fewer "
@@ -184,10 +184,10 @@ def _largest(
         )
 
     def note(site: str, module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        kept[site].add(_features(to_maps(output, channel_sizes(module)), granularity))
+        largest[site].add(_features(to_maps(output, channel_sizes(module)), granularity))
 
     hooks: list[Callable] = []
-    for site in found:
+    for site in maps:
         hooks.append(model.get_submodule(site).register_forward_hook(partial(note, site)).remove)
     try:
         with progress("bounds", total=len(order)) as bar:
@@ -197,4 +197,4 @@ def _largest(
     finally:
         for remove in hooks:
             remove()
-    return kept
+    return largest

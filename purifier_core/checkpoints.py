@@ -35,33 +35,33 @@ class Place:
 
     def __init__(self, path: Path, training: dict[str, Any], carried: Sequence[Carried], pause: float) -> None:
         self.path = path
-        training = training | {"carried": [type(one).__name__ for one in carried]}
+        training = training | {"carried": [type(part).__name__ for part in carried]}
         self.training = json.dumps(training, sort_keys=True, default=str)
         self.carried = carried
         self.pause = pause
         self.written = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """The last state, or None where there is none of this training; what is carried is set back to it."""
+        """The last state of this training, or None. What is carried is set back to it."""
         if not self.path.exists():
             return None
         try:
-            kept = torch.load(self.path, weights_only=True)  # tensors and plain values, no code
-            training, state, carried = kept["training"], kept["state"], kept["carried"]
+            content = torch.load(self.path, weights_only=True)  # tensors and plain values, no code
+            training, state, carried = content["training"], content["state"], content["carried"]
         except Exception as problem:  # a damaged file raises many types
             warnings.warn(f"{self.path} is damaged ({problem}); the training begins anew", stacklevel=3)
             return None
         if training != self.training:
             return None
-        for one, its_state in zip(self.carried, carried, strict=True):
-            one.set_state(its_state)
+        for part, its_state in zip(self.carried, carried, strict=True):
+            part.set_state(its_state)
         return state
 
     def write(self, state: dict[str, Any]) -> None:
         """Keep a state of tensors and plain values, if the last one is at least `pause` seconds old."""
         if time.monotonic() - self.written < self.pause:
             return
-        carried = [one.get_state() for one in self.carried]
+        carried = [part.get_state() for part in self.carried]
         content = {"training": self.training, "state": state, "carried": carried}
         write_atomically(self.path, partial(save_tensors, content))
         self.written = time.monotonic()

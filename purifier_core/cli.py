@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, about in (("run", "compute what is missing and show it"), ("show", "show what is recorded")):
         command = verbs.add_parser(verb, help=about, allow_abbrev=False)
-        experiments = command.add_subparsers(dest="experiment", required=True)
+        commands = command.add_subparsers(dest="experiment", required=True)
         offered: dict[str, type[Experiment]] = {"all": Experiment, **COMMANDS}
         for name, kind in offered.items():
             about = "all of these" if name == "all" else (kind.__doc__ or "").splitlines()[0]
-            options = experiments.add_parser(name, allow_abbrev=False, help=about)
+            options = commands.add_parser(name, allow_abbrev=False, help=about)
             parameters = [
                 f for f in fields(kind) if name != "all" or f.name in ("profile", "seeds", "device", "curves")
             ]
@@ -110,14 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             one_of("the ending of figure", Path(figure).suffix.lower(), (".png", ".svg", ".pdf"))
         name, scheduler = chosen.pop("experiment"), chosen.pop("scheduler", None)
         kinds = list(EXPERIMENTS.values()) if name == "all" else [COMMANDS[name]]
-        chosen_ones = [kind(**chosen) for kind in kinds]
+        experiments = [kind(**chosen) for kind in kinds]
         if name == "all":
-            chosen_ones = [experiment.whole() for experiment in chosen_ones]
+            experiments = [experiment.whole() for experiment in experiments]
         store = Store()
         if verb == "run":
-            every = runner.run_all(chosen_ones, store, workers=workers, scheduler=scheduler)
+            every = runner.run_all(experiments, store, workers=workers, scheduler=scheduler)
         else:
-            every = [look_up(experiment, store) for experiment in chosen_ones]
+            every = [look_up(experiment, store) for experiment in experiments]
         try:
             return max([show(results, store, figure) for results in every])
         except ImportError as problem:  # a machine that only computes
@@ -234,8 +234,8 @@ def visit(store: Store, name: str | None, out: Path | None, pack: bool, page: bo
         cell = packing.cells(integer("seed", seed, 0, 2**31 - 1))[one_of("network", name, packing.cells())]
         print(packing.line(packing.pack(packing.work(store, cell, device), cell)))
     elif name is None:
-        for one in map(zoo.card, zoo.names()):
-            print(packing.line(one))
+        for card in map(zoo.card, zoo.names()):
+            print(packing.line(card))
     elif out is None:
         print(json.dumps(zoo.card(name), indent=1))
     else:

@@ -49,7 +49,7 @@ def fast_in_bf16(device: torch.device) -> bool:
 
 def _has() -> set[str]:
     """The processor's abilities by name, as torch reports them."""
-    return {name for name, there in torch.cpu.get_capabilities().items() if there is True}
+    return {name for name, value in torch.cpu.get_capabilities().items() if value is True}
 
 
 def prepare(device: torch.device) -> None:

@@ -21,7 +21,7 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def held_out(count: int, share: float = 0.2) -> tuple[slice, slice]:
-    """The clean set in two parts: the first to work on, the last, `share` of it, to choose an operating point on."""
+    """The clean set in two parts: one to work on, and then `share` of it to choose an operating point on."""
     cut = count - max(1, round(share * count))
     return slice(0, cut), slice(cut, count)
 
@@ -101,6 +101,6 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
 def evaluate(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, target: int | torch.Tensor
 ) -> dict[str, float]:
-    """ACC over all clean test images and ASR, the share of the ASR set predicted as `target`, one class or one for each
-    of its images (N,); both as fractions."""
+    """ACC over all clean test images, and ASR, the share of the ASR set predicted as `target`; both as fractions.
+    target: one class, or one for each image of the ASR set (N,)."""
     return {"acc": accuracy(model, images, labels), "asr": share(predict(model, triggered) == target)}

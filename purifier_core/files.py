@@ -46,7 +46,7 @@ def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
     all are as they were before. Files get the permissions of the user's umask. Raises OSError and what `write` raises.
     """
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in writers}
-    kept = {path: path.with_name(f".{path.name}.{os.getpid()}.kept") for path in writers}
+    backups = {path: path.with_name(f".{path.name}.{os.getpid()}.kept") for path in writers}
     placed: list[Path] = []
     try:
         for path, write in writers.items():
@@ -58,18 +58,18 @@ def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
                 os.fsync(handle.fileno())
         for path in reversed(list(writers)):
             if path.exists():
-                os.link(path, kept[path])
+                os.link(path, backups[path])
             os.replace(parts[path], path)
             placed.append(path)
     except BaseException:
         for path in placed:
-            if kept[path].exists():
-                os.replace(kept[path], path)
+            if backups[path].exists():
+                os.replace(backups[path], path)
             else:
                 path.unlink()
         raise
     finally:
-        for path in (*parts.values(), *kept.values()):
+        for path in (*parts.values(), *backups.values()):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -100,7 +100,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 def _git(*words: str) -> str | None:
     try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
-        return done.stdout.strip()
+        result = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+        return result.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

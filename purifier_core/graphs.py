@@ -71,7 +71,7 @@ class Replayed:
             tensor.copy_(value)
 
     def _begin(self, index: torch.Tensor) -> None:
-        """One step: eagerly, then again from the same state as a graph, which stays if it comes to the same."""
+        """One step: eagerly, then again from the same state as a graph. The graph stays if both give the same."""
         before = [tensor.detach().clone() for tensor in self.state()]
         self._aside(index)
         eager = [tensor.detach().clone() for tensor in self.state()]
@@ -80,7 +80,7 @@ class Replayed:
             self._write(before)
             self._replay(index)
             replayed = [tensor.detach() for tensor in self.state()]
-            off, moved = (distance(some[: self.parameters], eager[: self.parameters]) for some in (replayed, before))
+            off, moved = (distance(state[: self.parameters], eager[: self.parameters]) for state in (replayed, before))
             off /= moved or 1
             problem = "" if off < _CLOSE else f"replayed, it is {off:.0%} of its length off"
         except RuntimeError as error:

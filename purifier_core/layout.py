@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_MANY = 512  # output channels from which on a CPU rearranges weights for longer than channels_last saves
+_MANY = 512  # output channels: with as many or more, a CPU rearranges weights for longer than channels_last saves
 _FEW = 16  # channels that fill a cache line; with fewer the threads write into each other's
 
 
@@ -26,8 +26,8 @@ def arrange(model: nn.Module) -> nn.Module:
 def fed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The output of `block` on feature maps (N, C, H, W) that are first laid out as its convolutions are."""
     weight = next(p for p in block.parameters() if p.ndim == 4)
-    kept = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
-    return block(x.contiguous(memory_format=kept))
+    layout = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+    return block(x.contiguous(memory_format=layout))
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -66,9 +66,9 @@ class _Narrow(torch.autograd.Function):
             return t.expand(times, c).reshape(-1)
 
         wide = (t.reshape(n, -1, 1, together * c).permute(0, 3, 1, 2) for t in (slope, x))
-        known = (repeated(mean, together), repeated(scale, together))
+        statistics = (repeated(mean, together), repeated(scale, together))
         _, *sums = torch.ops.aten.native_batch_norm_backward(
-            *wide, None, None, None, *known, True, 0.0, [False, True, True]
+            *wide, None, None, None, *statistics, True, 0.0, [False, True, True]
         )
         to_weight, to_bias = (t.view(together, c).sum(0) for t in sums)
         # d/dx = weight * scale * (slope - mean of slope - normalised x * mean of slope * normalised x)
@@ -77,6 +77,6 @@ class _Narrow(torch.autograd.Function):
         constant = torch.addcmul(by_slope * to_bias * (-1 / count), by_x, mean, value=-1)
         pixels = next(k for k in (32, 16, 8, 4, 2, 1) if count % k == 0)
         x, slope = (t.reshape(-1, pixels * c) for t in (x, slope))
-        found = torch.addcmul(repeated(constant, pixels), x, repeated(by_x, pixels))
-        found.addcmul_(slope, repeated(by_slope, pixels))
-        return found.view(n, h, w, c).permute(0, 3, 1, 2), to_weight, to_bias, None, None, None, None
+        to_x = torch.addcmul(repeated(constant, pixels), x, repeated(by_x, pixels))
+        to_x.addcmul_(slope, repeated(by_slope, pixels))
+        return to_x.view(n, h, w, c).permute(0, 3, 1, 2), to_weight, to_bias, None, None, None, None

@@ -1,8 +1,8 @@
 """Is there a backdoor in a network, without any image? MM-BD's question (Wang et al., 2024), in short.
 
-For each class the input is searched, anywhere in the range of pixels, whose margin is largest: the class's logit less
-the largest other one. Poisoning makes the margin of the attacker's class far larger than the others'. These are fitted
-by a Gamma distribution, and p is the probability that the largest of K draws of it exceeds the one that was found.
+For each class it searches, anywhere in the range of pixels, the input of largest margin: the class's logit less the
+largest other one. Poisoning makes the margin of the attacker's class far larger than the others'. A Gamma distribution
+is fitted to the others, and p is the probability that the largest of K draws from it exceeds the largest margin.
 
 As MM-BD does: many starts of uniform noise for each class, gradient ascent, projection. Unlike it: Adam for a fixed
 number of steps, and the Gamma fitted by moments.
@@ -46,7 +46,7 @@ def maximal_margins(
     """The largest margin that each class of `model` reaches on inputs of `size` (C, H, W) from `low` to `high`.
 
     `model` stays as it is. Time: steps * starts * K inputs through the network and back; memory grows with batch_size.
-    Raises ConfigError for fewer than four classes, and for a range that is none.
+    Raises ConfigError for fewer than four classes, and for an empty range.
     """
     started = time.perf_counter()
     integer("starts", starts, 1, 10_000)
@@ -59,14 +59,14 @@ def maximal_margins(
         classes = logits_of(model(torch.full((2, *size), (low + high) / 2, device=device))).shape[1]
     if classes < 4:
         raise ConfigError(f"{classes} classes are too few to compare.")
-    wanted = torch.arange(classes, device=device).repeat_interleave(starts)
-    found = []
-    with progress("largest margins", total=len(wanted)) as bar:
-        for targets in wanted.split(batch_size):
+    aims = torch.arange(classes, device=device).repeat_interleave(starts)
+    margins = []
+    with progress("largest margins", total=len(aims)) as bar:
+        for targets in aims.split(batch_size):
             x = (low + (high - low) * torch.rand(len(targets), *size, generator=generator)).to(device)
-            found.append(_climbed(model, x, targets, low, high, steps, lr * (high - low)))
+            margins.append(_climbed(model, x, targets, low, high, steps, lr * (high - low)))
             bar.update(len(targets))
-    best = torch.cat(found).view(classes, starts).amax(1)
+    best = torch.cat(margins).view(classes, starts).amax(1)
     return Maximal(tuple(best.tolist()), int(best.argmax()), gamma_p(best), time.perf_counter() - started)
 
 

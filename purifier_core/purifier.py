@@ -159,12 +159,12 @@ def attach(
     """
     one_of("granularity", granularity, GRANULARITIES)
     model = copy.deepcopy(model).eval()
-    found = shapes(model, sites, example_input)
+    maps = shapes(model, sites, example_input)
     heads = {}
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), example_input.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for site, (_, c, h, w) in found.items():
+        for site, (_, c, h, w) in maps.items():
             size = {"channel": c, "cube": h * w, "feature": c * h * w}[granularity]
             heads[site] = nn.Linear(size, num_classes).to(example_input.device, dtype)
     return wrap(model, heads, granularity)

@@ -62,8 +62,9 @@ class Scanning:
 class Unlearning:
     """How long `repair` unlearns, how fast, and with which stamps.
 
-    From a trial that had looked at ASR. lr, mixed and distilled were then chosen by benchmarks/scan_choice.py, which
-    looks at none: data/scan/choice.json says among what and on which networks, and a test holds these to it.
+    The first values came from a trial that had looked at ASR. benchmarks/scan_choice.py, which looks at none, then
+    chose lr, mixed and distilled. data/scan/choice.json says among what and on which networks; a test
+    holds these to it.
     """
 
     lr: float = 0.002  # the largest: a line up to it over the first 30 % of the epochs, and one down to 0

@@ -59,7 +59,7 @@ class Bank:
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
         """Go on from what `get_state` gave."""
-        self.newest = [Stamps(**kept) for kept in state]
+        self.newest = [Stamps(**values) for values in state]
 
     def _put(self, every: list[Stamps], x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         drawn = torch.randint(sum(map(len, every)), (len(x),), generator=generator)
@@ -79,10 +79,10 @@ class Bank:
         sizes = torch.tensor([self.clean.size(size / 1024) for size in _KEPT])
         size = sizes[torch.randint(len(_KEPT), (len(masks),), generator=generator)].to(masks.device)
         ranks = masks.flatten(1).argsort(1, descending=True).argsort(1)
-        kept = (ranks < size[:, None]).view_as(masks).float()
-        whole = torch.rand(len(masks), 1, 1, 1, generator=generator) < 0.5
-        left = blocks(len(masks), self.clean.images.shape[1:], self.dropout, generator)
-        return kept * torch.where(whole, torch.ones(()), left).to(masks.device)
+        strongest = (ranks < size[:, None]).view_as(masks).float()
+        intact = torch.rand(len(masks), 1, 1, 1, generator=generator) < 0.5
+        grid = blocks(len(masks), self.clean.images.shape[1:], self.dropout, generator)
+        return strongest * torch.where(intact, torch.ones(()), grid).to(masks.device)
 
     def _weak(self, masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         low, high = STRENGTHS
@@ -112,8 +112,8 @@ def repair(
 
     images: clean ones (N, C, H, W), uint8, or float as the model takes them, on the model's device; labels (N,).
     findings: what `scan` found in this model, by default a scan with these images and this seed. anyway: unlearn what
-    stands out most, and bound, even where the scan suspects nothing. sites: of the bounds, as `bound` takes them. What
-    was changed is a `Repaired`, which drops in where the model was.
+    stands out most, and bound, even where the scan suspects nothing. sites: of the bounds, as `bound` takes them. A
+    changed network is a `Repaired`, which drops in where the model was.
 
     Time: some 20,000 plain and as many stamped images through the network and back, and a search of stamps after every
     epoch; a minute for VGG-16 an eighth wide on a CPU. At most 5,000 of the images are trained on.
@@ -123,14 +123,14 @@ def repair(
     started = time.perf_counter()
     images = images_of(images, 20)
     labels = labels_of(labels, len(images)).to(images.device)
-    given = copy.deepcopy(unwrapped(model)).eval().requires_grad_(False)
+    original = copy.deepcopy(unwrapped(model)).eval().requires_grad_(False)
     before = findings.seconds if findings else 0.0
-    findings = findings or scan(given, images, labels, seed=seed)
+    findings = findings or scan(original, images, labels, seed=seed)
     candidates = findings.candidates if anyway else findings.suspects
     if not candidates:
         return copy.deepcopy(model).eval()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: how.most].to(images.device)
-    network, effort = unlearn(given, Clean.of(images, labels)[order], candidates, how, augment, seed)
+    network, effort = unlearn(original, Clean.of(images, labels)[order], candidates, how, augment, seed)
     bounded = bound(network, images, "feature", sites=sites, seed=seed)
     repaired = Repaired(bounded.model, bounded.sites, bounded.granularity).eval()
     repaired.quantile, repaired.changed = bounded.quantile, bounded.changed
@@ -144,7 +144,7 @@ def unlearn(
 ) -> tuple[nn.Module, Effort]:
     """A copy of the network `given` (in eval mode) that answers images under the candidates' stamps as without them.
 
-    BatchNorm's statistics stay as they are. The loss on images x with labels y, of which S(x) are stamped copies, is
+    BatchNorm's statistics stay as they are. The loss on images x, their stamped copies S(x) and their labels y is
     CE(f(x), z) + CE(f(S(x)), z) + distilled * KL(g(x) || f(x)), g the given network and z = (g(x) + onehot y) / 2.
     """
     draws = torch.Generator().manual_seed(seed)
@@ -155,12 +155,12 @@ def unlearn(
 
     def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            taught = logits_of(given(x)).softmax(1)
+            probabilities = logits_of(given(x)).softmax(1)
         answers = logits_of(network(to_float(torch.cat([x, bank(x, draws)]))))
-        wanted = (taught + F.one_hot(y, taught.shape[1])) / 2
+        labels = (probabilities + F.one_hot(y, probabilities.shape[1])) / 2
         plain, stamped = answers.chunk(2)
-        kept = F.kl_div(plain.log_softmax(1), taught, reduction="batchmean")
-        return F.cross_entropy(plain, wanted) + F.cross_entropy(stamped, wanted) + how.distilled * kept
+        divergence = F.kl_div(plain.log_softmax(1), probabilities, reduction="batchmean")
+        return F.cross_entropy(plain, labels) + F.cross_entropy(stamped, labels) + how.distilled * divergence
 
     def renew(network: nn.Module, epoch: int) -> None:
         if epoch < recipe.epochs:
@@ -193,7 +193,7 @@ def _searched(
     turn: int = 0,
 ) -> list[Stamps]:
     """`count` new stamps for each candidate's class and family, patches in several sizes in turn."""
-    found = []
+    new_stamps = []
     for candidate in candidates:
         for number in range(turn, turn + count):
             size = clean.size(_PATCHES[number % len(_PATCHES)] / 1024)
@@ -208,5 +208,5 @@ def _searched(
                 size=size,
                 dropout=how.dropout,
             )
-            found.append(stamps)
-    return found
+            new_stamps.append(stamps)
+    return new_stamps

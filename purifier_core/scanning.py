@@ -4,11 +4,11 @@ For every class the scan searches a stamp that carries any image there (`stamps`
 a backdoor's class is reached far more easily than all others. The search is Neural Cleanse's (Wang et al., 2019) but
 for what is compared: the *margin* that a stamp of given size reaches, not the size that it needs.
 
-The score of a family of stamps is the lead of the foremost class's margin over the next one's, in units of how margins
-differ without a backdoor: the standard deviation of the others among the ten foremost, and never less than a tenth of
-the margin that the network has on clean images. Only the foremost ten count, since of many classes most lie far below.
-The tenth keeps a lead from seeming large where those ten lie close. `recipes.Scanning` holds how large clean networks'
-scores are.
+The score of a family of stamps is the lead of the foremost class's margin over the next one's. Its unit is how much
+margins differ without a backdoor: the standard deviation of the others among the ten foremost, and never less than a
+tenth of the margin that the network has on clean images. Only the foremost ten count: of many classes most lie far
+below. The tenth keeps a lead from seeming large where those ten lie close. `recipes.Scanning` holds how large clean
+networks' scores are.
 """
 
 import copy
@@ -43,7 +43,7 @@ _PICKED = 32
 class Candidate:
     """The class that stands out most in one family of stamps.
 
-    score: see above. p: the share of clean networks, of those with a stamp that works, that show so large a score.
+    score: see above. p: of the clean networks with a stamp that works, the share that shows so large a score.
     success: the share of held-out images of other classes that the stamp carries to `target`. margin: their mean margin
     there.
     """
@@ -63,8 +63,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a scan found. `reason` says why where the verdict is `cannot tell`,
-    `margins` holds each family's by class, `natural` is the mean lead of the network's answers to clean images."""
+    """What a scan found. `reason` says why the verdict is `cannot tell`, `margins` holds each family's by class,
+    `natural` is the mean lead of the network's answers to clean images."""
 
     verdict: str
     candidates: tuple[Candidate, ...]
@@ -124,13 +124,13 @@ def scan(
         raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())}; the network has {classes} classes.")
     if min(len(part.labels.unique()) for part in (working, measuring)) < 2:
         raise ConfigError("the images are of one class, or all but some are; a stamp is searched on those of others.")
-    candidates, found = [], {}
+    candidates, by_class = [], {}
     with progress("scan", total=len(families) * how.restarts * classes) as bar:
         for family in families:
             stamps, reached, success = _searched(model, working, measuring, family, classes, how, generator, bar)
             first = int(reached.argmax())
             score = outlyingness(reached, natural)
-            found[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
+            by_class[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
             measured = (score, p_value(score, how), float(success[first]), float(reached[first]))
             candidates.append(Candidate(family, stamps.targets[first], *measured, stamps[first]))
     verdict = SUSPECTED if any(candidate.stands_out(how) for candidate in candidates) else NOTHING
@@ -138,7 +138,13 @@ def scan(
     if not reason and verdict == NOTHING:
         reason = _doubt(candidates, how)
     return Findings(
-        UNCLEAR if reason else verdict, tuple(candidates), found, natural, time.perf_counter() - started, reason, how
+        UNCLEAR if reason else verdict,
+        tuple(candidates),
+        by_class,
+        natural,
+        time.perf_counter() - started,
+        reason,
+        how,
     )
 
 
@@ -154,13 +160,13 @@ def _unclear(count: int, classes: int, right: float) -> str:
 
 
 def _doubt(candidates: Sequence[Candidate], how: Scanning) -> str:
-    """Why it is not sure that nothing stands out: a class leads as few do in clean networks, by a stamp that works on
-    some images alone, so that the search may have fallen short. Empty where none does."""
-    for one in sorted(candidates, key=lambda candidate: candidate.p):
-        if one.p < how.level and how.doubted <= one.success < how.works:
+    """Why it is not sure that nothing stands out; empty where it is. A class leads as few do in clean networks, but its
+    stamp works on some images alone: the search may have fallen short."""
+    for candidate in sorted(candidates, key=lambda candidate: candidate.p):
+        if candidate.p < how.level and how.doubted <= candidate.success < how.works:
             return (
-                f"class {one.target} leads as in few clean networks (p {one.p:.2g}), but its stamp ({one.family}) "
-                f"carries {one.success:.0%} of other images there, not {how.works:.0%}"
+                f"class {candidate.target} leads as in few clean networks (p {candidate.p:.2g}), but its stamp "
+                f"({candidate.family}) carries {candidate.success:.0%} of other images there, not {how.works:.0%}"
             )
     return ""
 
@@ -192,8 +198,9 @@ def _searched(
     def chosen(values: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.stack([values[best[place]][place] for place in range(len(targets))])
 
-    kept = Stamps(family, tuple(targets), chosen([s.masks for s, *_ in tries]), chosen([s.patterns for s, *_ in tries]))
-    return kept, chosen([reached for _, reached, _ in tries]), chosen([success for *_, success in tries])
+    masks, patterns = chosen([s.masks for s, *_ in tries]), chosen([s.patterns for s, *_ in tries])
+    stamps = Stamps(family, tuple(targets), masks, patterns)
+    return stamps, chosen([reached for _, reached, _ in tries]), chosen([success for *_, success in tries])
 
 
 def hard(stamps: Stamps, clean: Clean) -> Stamps:

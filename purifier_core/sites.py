@@ -81,7 +81,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def channel_sizes(module: nn.Module) -> frozenset[int]:
-    """The channel counts by which a module's (N, H, W, C) output is known: empty where the module convolves."""
+    """The channel counts that mark a module's output as (N, H, W, C); empty where the module convolves."""
     parts = list(module.modules())
     normal = {part.normalized_shape[-1] for part in parts if isinstance(part, nn.LayerNorm)}
     if not normal or any(isinstance(part, nn.Conv2d) for part in parts):
@@ -111,25 +111,23 @@ def shapes(model: nn.Module, sites: Sequence[str], example: torch.Tensor) -> dic
     """
     if not sites or len(set(sites)) != len(sites):
         raise ValueError(f"sites={list(sites)!r}: name at least one submodule, each once")
-    known = dict(model.named_modules())
+    modules = dict(model.named_modules())
     for site in sites:
-        if not site or site not in known:
-            raise ValueError(f"site {site!r} is not a submodule; {_candidates(_outputs(model, known, example))}")
+        if not site or site not in modules:
+            raise ValueError(f"site {site!r} is not a submodule; {_candidates(_outputs(model, modules, example))}")
         if any(site.startswith(f"{other}.") for other in sites):
             raise ValueError(f"site {site!r} lies inside another of the sites; a unit holds no unit")
-    outputs = _outputs(model, {site: known[site] for site in sites}, example)
+    outputs = _outputs(model, {site: modules[site] for site in sites}, example)
     idle = [site for site in sites if site not in outputs]
     if idle:
         raise ValueError(f"sites {idle} did not run in the model's forward pass")
-    for site, shown in outputs.items():
-        if len(shown) > 1:
-            raise ValueError(
-                f"site {site!r} runs {len(shown)} times in a forward pass; a unit needs one that runs once"
-            )
-        if not _is_map(shown):
-            kind = f"shape {tuple(shown[0])}" if isinstance(shown[0], torch.Size) else shown[0]
+    for site, runs in outputs.items():
+        if len(runs) > 1:
+            raise ValueError(f"site {site!r} runs {len(runs)} times in a forward pass; a unit needs one that runs once")
+        if not _is_map(runs):
+            kind = f"shape {tuple(runs[0])}" if isinstance(runs[0], torch.Size) else runs[0]
             raise ValueError(f"site {site!r} gives {kind}; a unit needs a feature map (N, C, H, W) or tokens (N, L, C)")
-    return {site: shown[0] for site, shown in outputs.items()}
+    return {site: runs[0] for site, runs in outputs.items()}
 
 
 def _outputs(model: nn.Module, modules: dict[str, nn.Module], example: torch.Tensor) -> dict[str, list]:
@@ -138,14 +136,14 @@ def _outputs(model: nn.Module, modules: dict[str, nn.Module], example: torch.Ten
 
     def note(name: str):
         def hook(module: nn.Module, _inputs: object, output: object) -> None:
-            shown: Any = type(output).__name__
+            entry: Any = type(output).__name__
             if isinstance(output, torch.Tensor):
-                shown = output.shape
+                entry = output.shape
                 if output.ndim in (3, 4) and len(output) == len(example):
-                    shown = to_maps(output, channel_sizes(module)).shape
+                    entry = to_maps(output, channel_sizes(module)).shape
                 elif output.ndim == 4:
-                    shown = f"shape {tuple(output.shape)} for {len(example)} images"
-            outputs.setdefault(name, []).append(shown)
+                    entry = f"shape {tuple(output.shape)} for {len(example)} images"
+            outputs.setdefault(name, []).append(entry)
 
         return hook
 
@@ -159,9 +157,9 @@ def _outputs(model: nn.Module, modules: dict[str, nn.Module], example: torch.Ten
     return outputs
 
 
-def _is_map(shown: list) -> bool:
+def _is_map(runs: list) -> bool:
     """Whether a module ran once and gave a feature map."""
-    return len(shown) == 1 and isinstance(shown[0], torch.Size) and len(shown[0]) == 4
+    return len(runs) == 1 and isinstance(runs[0], torch.Size) and len(runs[0]) == 4
 
 
 def find(model: nn.Module, example: torch.Tensor) -> dict[str, torch.Size]:
@@ -170,7 +168,7 @@ def find(model: nn.Module, example: torch.Tensor) -> dict[str, torch.Size]:
     A unit is a block, or in a plain sequence of layers an activation, that runs once and gives feature maps with
     H * W > 1. Stages, backbones and wrappers are entered. Bare convolutions serve where there is nothing else, and in
     a graph of torch.fx, which has no blocks.
-    Raises ValueError, with the candidates, where nothing does.
+    Raises ValueError, with the candidates, where there is no unit.
     """
     outputs = _outputs(model, dict(model.named_modules()), example)
     units, convolutions = _units(model, "", outputs)
@@ -185,7 +183,7 @@ def find(model: nn.Module, example: torch.Tensor) -> dict[str, torch.Size]:
             f"{type(model).__name__} shows no block or activation with feature maps (N, C, H, W) or tokens (N, L, C); "
             f"name sites=[...] yourself; {_candidates(outputs)}"
         )
-    return {name: shown[0] for name, shown in outputs.items() if name in chosen}
+    return {name: runs[0] for name, runs in outputs.items() if name in chosen}
 
 
 def _units(top: nn.Module, prefix: str, outputs: dict[str, list]) -> tuple[list[str], list[str]]:
@@ -197,13 +195,13 @@ def _units(top: nn.Module, prefix: str, outputs: dict[str, list]) -> tuple[list[
         before, parent = waiting.pop()
         for child, module in parent.named_children():
             name = f"{before}{child}"
-            shown = outputs.get(name, [])
-            usable = _is_map(shown) and shown[0][2:] != (1, 1)
+            runs = outputs.get(name, [])
+            usable = _is_map(runs) and runs[0][2:] != (1, 1)
             if not usable or isinstance(module, _CONTAINERS) or _is_stage(module, name, outputs):
                 waiting.append((f"{name}.", module))
             elif _is_bare(module):
                 convolutions.append(name)
-            elif _works(module, shown[0]):
+            elif _works(module, runs[0]):
                 units.append(name)
     return units, convolutions
 
@@ -246,13 +244,13 @@ def _layers(module: nn.Module) -> int:
 
 def _candidates(outputs: dict[str, list]) -> str:
     """A sentence that names what could be a site."""
-    names = [name for name, shown in outputs.items() if _is_map(shown)]
+    names = [name for name, runs in outputs.items() if _is_map(runs)]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"candidates: {', '.join(names[:_SHOWN])}{more}" if names else "it has no candidates"
 
 
 def last_stage(model: nn.Module, example: torch.Tensor) -> tuple[str, ...]:
-    """The units of the last resolution that a network works at: where `purify` puts its own."""
+    """The units at the last resolution of a network. `purify` puts its own there."""
     units = find(model, example)
     *_, (_, _, *final) = units.values()
     return tuple(name for name, shape in units.items() if list(shape[2:]) == final)

@@ -23,7 +23,7 @@ FAMILIES = ("pixel", "lines", "patch")
 STRENGTHS = (0.05, 0.25)
 """A weak stamp's strength is drawn from this range in the search."""
 STRENGTH = 0.15
-"""And is this where the stamp is measured."""
+"""A weak stamp's strength where it is measured."""
 PATCH = 36 / 1024
 """A patch's share of the pixels."""
 _LOOSE = 280 / 1024  # the share that a patch may take at the start of its search
@@ -45,8 +45,8 @@ class Stamps:
 
     def __getitem__(self, place: int) -> "Stamps":
         """The stamp at a place, as a batch of one."""
-        kept = slice(place, place + 1)
-        return Stamps(self.family, self.targets[kept], self.masks[kept], self.patterns[kept])
+        part = slice(place, place + 1)
+        return Stamps(self.family, self.targets[part], self.masks[part], self.patterns[part])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Float images (G, M, C, H, W), or (M, C, H, W) where there is one stamp, with the stamps on them."""
@@ -56,8 +56,8 @@ class Stamps:
     def strongest(self, count: int) -> "Stamps":
         """The stamps with their `count` strongest mask pixels at full strength, and the others at none."""
         flat = self.masks.flatten(1)
-        kept = torch.zeros_like(flat).scatter_(1, flat.topk(count, dim=1).indices, 1.0)
-        return replace(self, masks=kept.view_as(self.masks))
+        masks = torch.zeros_like(flat).scatter_(1, flat.topk(count, dim=1).indices, 1.0)
+        return replace(self, masks=masks.view_as(self.masks))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Clean:
 
     @classmethod
     def of(cls, images: torch.Tensor, labels: torch.Tensor) -> "Clean":
-        """Pixels go from 0 to 1, or where float images leave that, from each channel's least to its largest value."""
+        """Pixels go from 0 to 1, or, where float images leave that, from each channel's least to its largest value."""
         channels = images.shape[1]
         low = torch.zeros(channels, 1, 1, device=images.device)
         high = torch.ones_like(low)
@@ -79,8 +79,8 @@ class Clean:
             low, high = images.amin((0, 2, 3)).view_as(low), images.amax((0, 2, 3)).view_as(high)
         return cls(images, labels, low, high)
 
-    def __getitem__(self, kept: slice | torch.Tensor) -> "Clean":
-        return replace(self, images=self.images[kept], labels=self.labels[kept])
+    def __getitem__(self, index: slice | torch.Tensor) -> "Clean":
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def patterns(self, logits: torch.Tensor) -> torch.Tensor:
         """Pictures in the range of the pixels."""
@@ -107,16 +107,16 @@ def search(
 ) -> Stamps:
     """A stamp for each class of `targets`: Adam on the cross-entropy of stamped images of other classes to it.
 
-    model: in eval mode; its weights stay. per_class: images of a class's stamp in a step. size: pixels of a patch, by
+    model: in eval mode; its weights stay. per_class: images for each class in a step. size: pixels of a patch, by
     default PATCH of them. dropout: the share of an 8x8 grid's blocks that a step leaves out of a patch. As many classes
-    are searched at once as 256 images of 32x32 pixels fill, so memory does not grow with their number.
+    are searched at once as fill 256 images of 32x32 pixels, so memory does not grow with their number.
     """
     height, width = clean.images.shape[2:]
     together = max(1, _AT_ONCE // (height * width * per_class))
     parts = [targets[i : i + together] for i in range(0, len(targets), together)]
     patch = size or clean.size(PATCH)
-    found = [_search(model, clean, family, p, steps, per_class, generator, patch, dropout, lr) for p in parts]
-    masks, patterns = (torch.cat([getattr(part, name) for part in found]) for name in ("masks", "patterns"))
+    stamps = [_search(model, clean, family, p, steps, per_class, generator, patch, dropout, lr) for p in parts]
+    masks, patterns = (torch.cat([getattr(part, name) for part in stamps]) for name in ("masks", "patterns"))
     return Stamps(family, tuple(targets), masks, patterns)
 
 
@@ -137,7 +137,7 @@ def _search(
     weights = [w.to(device).requires_grad_() for w in _start(family, count, shape, generator)]
     optimizer = torch.optim.Adam(weights, lr=lr, betas=(0.5, 0.9))
     pools = [(clean.labels != target).nonzero().flatten().cpu() for target in targets]
-    wanted = torch.tensor(targets, device=device).repeat_interleave(per_class)
+    aims = torch.tensor(targets, device=device).repeat_interleave(per_class)
     draw = _patches if family == "patch" else _weak
     for step in range(steps):
         chosen = torch.stack([pool[torch.randint(len(pool), (per_class,), generator=generator)] for pool in pools])
@@ -147,7 +147,7 @@ def _search(
             masks = masks * blocks(count, shape, dropout, generator).to(device)
         stamped = x + masks[:, None] * (patterns[:, None] - x)
         logits = logits_of(model(to_float(stamped.flatten(0, 1))))
-        loss = F.cross_entropy(logits, wanted, reduction="sum")
+        loss = F.cross_entropy(logits, aims, reduction="sum")
         slopes = torch.autograd.grad(loss / per_class + penalty, weights)
         for weight, slope in zip(weights, slopes, strict=True):
             weight.grad = slope
@@ -171,7 +171,7 @@ def _start(family: str, count: int, shape: torch.Size, generator: torch.Generato
 
 
 def _weak(
-    clean: Clean, weights: list[torch.Tensor], _done: float, _size: int, generator: torch.Generator | None
+    clean: Clean, weights: list[torch.Tensor], _progress: float, _size: int, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
     """Masks, patterns and penalty of `pixel` and `lines`. Without a generator the strength is STRENGTH."""
     height, width = clean.images.shape[2:]
@@ -188,23 +188,23 @@ def _weak(
 
 
 def _patches(
-    clean: Clean, weights: list[torch.Tensor], done: float, size: int, _generator: torch.Generator | None
+    clean: Clean, weights: list[torch.Tensor], progress: float, size: int, _generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Masks, patterns and penalty of `patch`. The penalty is the part of a mask above a size, which shrinks over the
-    first 70 % of the steps, and, with growing weight, its values that are neither 0 nor 1."""
+    """Masks, patterns and penalty of `patch`. The penalty is the part of a mask above a size that shrinks over the
+    first 70 % of the steps, and, with growing weight, the values that are neither 0 nor 1."""
     pictures, strengths = weights
     masks = torch.sigmoid(2 * strengths)
     loose = max(clean.size(_LOOSE), size)
-    allowed = loose + (size - loose) * min(1.0, done / 0.7)
+    allowed = loose + (size - loose) * min(1.0, progress / 0.7)
     over = F.relu(masks.sum((1, 2, 3)) - allowed) / size
     between = (masks * (1 - masks)).mean((1, 2, 3))
-    return masks, clean.patterns(pictures), (2 * over + 0.5 * done * between).sum()
+    return masks, clean.patterns(pictures), (2 * over + 0.5 * progress * between).sum()
 
 
 def blocks(count: int, shape: torch.Size, dropout: float, generator: torch.Generator) -> torch.Tensor:
     """Masks (count, 1, H, W) that leave out each block of an 8x8 grid with probability `dropout`."""
-    kept = (torch.rand(count, 1, _COARSE, _COARSE, generator=generator) >= dropout).float()
-    return F.interpolate(kept, tuple(shape[1:]), mode="nearest")
+    grid = (torch.rand(count, 1, _COARSE, _COARSE, generator=generator) >= dropout).float()
+    return F.interpolate(grid, tuple(shape[1:]), mode="nearest")
 
 
 @torch.no_grad()
@@ -216,7 +216,7 @@ def margins(
     A margin is the logit of the stamp's class less the largest other one. At most the first `most` images of other
     classes are taken.
     """
-    found = []
+    rows = []
     height, width = clean.images.shape[2:]
     for place, target in enumerate(stamps.targets):
         images = clean.images[clean.labels != target][:most]
@@ -227,8 +227,8 @@ def margins(
             others[:, target] = -torch.inf
             gaps.append(logits[:, target] - others.amax(1))
         gap = torch.cat(gaps)
-        found.append(torch.stack([gap.mean(), (gap > 0).float().mean()]))
-    return tuple(torch.stack(found).T)
+        rows.append(torch.stack([gap.mean(), (gap > 0).float().mean()]))
+    return tuple(torch.stack(rows).T)
 
 
 def picture(stamp: Stamps) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The one `fit` and the one `predict` that every attack, defense and network shares.
+"""The one `fit` that every attack, defense and network shares.
 
 The whole dataset lies on the device as uint8; a batch is gathered, augmented and converted there. All random
 draws come from a CPU generator, an epoch at a time, so that they are the same on every device.
@@ -159,27 +159,27 @@ def fit(
         total.add_(value.detach() * len(piece))
 
     def state() -> list[torch.Tensor]:
-        momentum = [kept for one in optimizer.state.values() for kept in one.values() if kept is not None]
+        momentum = [value for buffers in optimizer.state.values() for value in buffers.values() if value is not None]
         return [*chosen, *model.buffers(), *momentum, total]
 
     graph = loss is cross_entropy if graph is None else graph
     step = Replayed(eager, recipe.batch_size, len(chosen), state, forget) if on_gpu and graph else eager
-    effort, done = Effort(), 0
+    effort, first = Effort(), 0
     own = set(model.parameters())
     apart = [parameter for parameter in chosen if parameter not in own]
     named = {"title": title, "seed": seed, "recipe": asdict(recipe), "augment": asdict(augment), "steps": steps}
     place = begin(named | {"images": len(images)}, (generator, *carried))
-    if place and (last := place.read()):
-        done, remaining, effort = last["epochs"], last["remaining"], Effort(**last["effort"])
-        model.load_state_dict(last["model"])
-        optimizer.load_state_dict(last["optimizer"])
+    if place and (saved := place.read()):
+        first, remaining, effort = saved["epochs"], saved["remaining"], Effort(**saved["effort"])
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
         with torch.no_grad():
-            for parameter, value in zip(apart, last["apart"], strict=True):
+            for parameter, value in zip(apart, saved["apart"], strict=True):
                 parameter.copy_(value)
     started = time.perf_counter() - effort.seconds
     with progress(title, total=min(epochs * len(images), effort.images + remaining * recipe.batch_size)) as bar:
         bar.update(effort.images)
-        for epoch in range(done, epochs):
+        for epoch in range(first, epochs):
             set_rate(epoch)
             order = torch.randperm(len(images), generator=generator).to(images.device)
             batch.draw(generator)
@@ -193,12 +193,12 @@ def fit(
                 if after_step is not None:
                     after_step()
                 bar.update(len(piece))
-            seen = sum(map(len, pieces))
-            mean = float(total) / seen
+            count = sum(map(len, pieces))
+            mean = float(total) / count
             bar.set_postfix_str(f"epoch {epoch + 1}/{epochs} loss {mean:.4f}", refresh=False)
             if not math.isfinite(mean):
                 raise DivergedError(f"{title}: the loss is {mean} in epoch {epoch + 1}; try a smaller learning rate.")
-            effort += Effort(seen / len(images), seen, 0.0, [round(mean, 6)])
+            effort += Effort(count / len(images), count, 0.0, [round(mean, 6)])
             if watch is not None:
                 paused = time.perf_counter()
                 with evaluating(model):
