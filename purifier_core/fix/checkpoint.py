@@ -19,7 +19,7 @@ State = dict[str, torch.Tensor]
 
 KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "state", "weights")
 AVERAGED = ("state_dict_ema", "model_ema", "ema")
-"""The entries of a checkpoint that hold weights, in the order in which they are taken; averaged ones only alone."""
+"""The entries of a checkpoint that hold weights, in the order in which they are tried; averaged ones last."""
 
 _CALLED = {
     b"<!doctype html": "an HTML page, perhaps in place of a download",
@@ -36,8 +36,8 @@ _CALLED = {
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a file holds: tensors by name, perhaps in a checkpoint with more, and the notes of `purifier fix`, if any.
 
-    Nothing is checked against a network: see `state`. Raises ConfigError for a file that is not there, damaged,
-    another kind of file, or that could run code when loaded.
+    Nothing is checked against a network: see `state`. Raises ConfigError for a file that is missing, is damaged,
+    is of another kind, or could run code when loaded.
     """
     one_of("the ending of the file", path.suffix, READ)
     if not path.is_file():
@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def states(content: Mapping[str, Any], path: Path, key: str | None = None) -> dict[str, State]:
-    """The sets of weights in a file by the entry that holds them: "" is the file itself; in the order to try them in.
+    """The sets of weights in a file by the entry that holds them, in the order to try them in. "" is the file itself.
 
     Raises ConfigError where there are none, or not under `key`.
     """
@@ -62,12 +62,12 @@ def states(content: Mapping[str, Any], path: Path, key: str | None = None) -> di
         if not _is_state(content.get(key)):
             raise ConfigError(f"{path} has no weights under {key!r}; it has {_some(list(map(str, content)))}.")
         return {key: dict(content[key])}
-    found = {name: dict(content[name]) for name in (*KEYS, *AVERAGED) if _is_state(content.get(name))}
+    sets = {name: dict(content[name]) for name in (*KEYS, *AVERAGED) if _is_state(content.get(name))}
     if _is_state(content):
-        found = {"": dict(content)} | found
-    if not found:
+        sets = {"": dict(content)} | sets
+    if not sets:
         raise ConfigError(f"{path} is no model's weights: it holds no state dict (names with tensors).")
-    return found
+    return sets
 
 
 def check_sizes(state: State, path: Path) -> None:

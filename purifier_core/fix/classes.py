@@ -84,8 +84,8 @@ def class_of(text: str, names: Mapping[int, str]) -> int:
         return numbers[text]
     if text.isdecimal():
         return int(text)
-    known = ", ".join(names.values()) or "numbers only, without labels"
-    raise ConfigError(f"target={text!r} is no class; known: {known}.")
+    choices = ", ".join(names.values()) or "numbers only, without labels"
+    raise ConfigError(f"target={text!r} is no class; known: {choices}.")
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -17,9 +17,9 @@ LONG = 3600  # seconds of training
 
 def heads(model: nn.Module, images: torch.Tensor, sites: Sequence[str], outputs: int) -> dict[str, int]:
     """Bytes that the heads of each granularity add to the network."""
-    found = shapes(model, sites, to_float(images[:2])).values()
-    values = {"channel": [c for _, c, _, _ in found], "cube": [h * w for _, _, h, w in found]}
-    values["feature"] = [c * h * w for _, c, h, w in found]
+    maps = shapes(model, sites, to_float(images[:2])).values()
+    values = {"channel": [c for _, c, _, _ in maps], "cube": [h * w for _, _, h, w in maps]}
+    values["feature"] = [c * h * w for _, c, h, w in maps]
     return {granularity: 4 * outputs * sum(count + 1 for count in values[granularity]) for granularity in GRANULARITIES}
 
 

@@ -55,18 +55,18 @@ def check(
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:MOST]
     images, labels = images[order.to(images.device)], labels[order]
-    given = read(model, images, labels, pixels.mean, pixels.std, batch_size)
+    reading = read(model, images, labels, pixels.mean, pixels.std, batch_size)
     for name, (mean, std) in TRIED.items():
         if (mean, std) != (pixels.mean, pixels.std) and len(mean) in (1, images.shape[1]):
             other = read(model, images, labels, mean, std, batch_size)
-            if _clearly_better(other.hits, given.hits):
+            if _clearly_better(other.hits, reading.hits):
                 raise ConfigError(
                     f"the pixels look wrongly normalised: with --normalize {name} the model is right on "
                     f"{rate(other.hits)} of {len(labels)} images, with {pixels.normalize} ({pixels.source}) on "
-                    f"{rate(given.hits)}. {WAY_OUT}"
+                    f"{rate(reading.hits)}. {WAY_OUT}"
                 )
-    check_labels(given, names, outputs)
-    return given.accuracy
+    check_labels(reading, names, outputs)
+    return reading.accuracy
 
 
 def read(
@@ -102,12 +102,12 @@ def check_labels(given: Reading, names: dict[int, str], outputs: int) -> None:
     moved = _moved(given)
     much = renumbered.share >= 0.5 and renumbered.share - accuracy.share >= 0.2 and _beyond_chance(given)
     if moved and (much or len(moved) > 1):
-        shown = "; ".join(
+        examples = "; ".join(
             f"the folder {names.get(label, label)!r}, numbered {label}, is predicted as class {given.matched[label]}"
             for label in moved[:3]
         )
         raise ConfigError(
-            f"the labels look permuted: {shown}. As the folders are numbered the model is right on {accuracy} of "
+            f"the labels look permuted: {examples}. As the folders are numbered the model is right on {accuracy} of "
             f"{accuracy.count} images; renumbered, on {renumbered}. Say the order: {ORDERS}. {WAY_OUT}"
         )
     chance = 1 / outputs
@@ -119,28 +119,28 @@ def check_labels(given: Reading, names: dict[int, str], outputs: int) -> None:
         )
 
 
-def _moved(given: Reading) -> list[int]:
+def _moved(reading: Reading) -> list[int]:
     """The labels of five images or more that are mostly predicted as one other class, and hardly as their own."""
     moved = []
-    for label, other in given.matched.items():
-        own = given.predicted[given.labels == label]
+    for label, other in reading.matched.items():
+        own = reading.predicted[reading.labels == label]
         shares = [own.eq(number).double().mean() for number in (other, label)]
         if label != other and len(own) >= 5 and shares[0] >= 0.6 and shares[1] <= 0.1:
             moved.append(label)
     return moved
 
 
-def _beyond_chance(given: Reading) -> bool:
-    """Whether a renumbering gains more than one does for shuffled predictions: with few images it always gains."""
+def _beyond_chance(reading: Reading) -> bool:
+    """Whether no renumbering of shuffled predictions hits more. With few images any renumbering gains."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        shuffled = given.predicted[torch.randperm(len(given.predicted), generator=generator)]
-        if Reading(given.labels, shuffled, match(given.labels, shuffled)).hits.sum() > given.hits.sum():
+        shuffled = reading.predicted[torch.randperm(len(reading.predicted), generator=generator)]
+        if Reading(reading.labels, shuffled, match(reading.labels, shuffled)).hits.sum() > reading.hits.sum():
             return False
     return True
 
 
-def _clearly_better(other: torch.Tensor, given: torch.Tensor) -> bool:
+def _clearly_better(other: torch.Tensor, before: torch.Tensor) -> bool:
     """Whether hits (N,) are more by GAIN of the images, and by three standard errors (McNemar)."""
-    won, lost = int((other & ~given).sum()), int((given & ~other).sum())
-    return won - lost >= max(GAIN * len(given), 3 * (won + lost) ** 0.5)
+    won, lost = int((other & ~before).sum()), int((before & ~other).sum())
+    return won - lost >= max(GAIN * len(before), 3 * (won + lost) ** 0.5)

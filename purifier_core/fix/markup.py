@@ -42,11 +42,11 @@ def picture(image: torch.Tensor, heat: torch.Tensor | None = None, scale: float 
 
 def figure(sources: list[str], name: str, lines: Iterable[str]) -> str:
     """One or two pictures with a name and lines of text below."""
-    shown = "".join(
+    images = "".join(
         f'<img src="{source}" alt="{escape(name)}{extra}">'
         for source, extra in zip(sources, ("", ", cut"), strict=False)
     )
-    return f"<figure>{shown}<figcaption>{'<br>'.join(map(escape, lines))}</figcaption></figure>"
+    return f"<figure>{images}<figcaption>{'<br>'.join(map(escape, lines))}</figcaption></figure>"
 
 
 def gallery(figures: Iterable[str]) -> str:

@@ -88,22 +88,22 @@ class Comparison:
 
         RA, the robust accuracy, counts triggered images of other classes than the target that are predicted rightly.
         """
-        found = {}
+        rates = {}
         if self.labels is not None:
-            found["ACC"] = (rate(self.before.eq(self.labels)), rate(self.after.eq(self.labels)))
+            rates["ACC"] = (rate(self.before.eq(self.labels)), rate(self.after.eq(self.labels)))
         if self.target is not None and self.triggered_before is not None and self.triggered_after is not None:
-            found["ASR"] = (rate(self.triggered_before.eq(self.target)), rate(self.triggered_after.eq(self.target)))
-            wanted = self.triggered_labels
-            if wanted is not None and (others := wanted.ne(self.target)).any():
-                right = [p.eq(wanted)[others] for p in (self.triggered_before, self.triggered_after)]
-                found["RA"] = (rate(right[0]), rate(right[1]))
-        return found
+            rates["ASR"] = (rate(self.triggered_before.eq(self.target)), rate(self.triggered_after.eq(self.target)))
+            labels = self.triggered_labels
+            if labels is not None and (others := labels.ne(self.target)).any():
+                right = [p.eq(labels)[others] for p in (self.triggered_before, self.triggered_after)]
+                rates["RA"] = (rate(right[0]), rate(right[1]))
+        return rates
 
     def most(self) -> list[tuple[str, float, float | None]]:
         """The sites with their units' shares over clean and over triggered images, the most suppressing first."""
         stamped = self.triggered_suppressed
-        other = [None] * len(self.sites) if stamped is None else stamped.by_unit.tolist()
-        rows = zip(self.sites, self.suppressed.by_unit.tolist(), other, strict=True)
+        triggered = [None] * len(self.sites) if stamped is None else stamped.by_unit.tolist()
+        rows = zip(self.sites, self.suppressed.by_unit.tolist(), triggered, strict=True)
         return sorted(rows, key=lambda row: -max(row[1], row[2] or 0.0))
 
 
@@ -121,20 +121,20 @@ def compare(
     Without `target` the ASR counts the class that the model predicts most often for the triggered images.
     Raises DivergedError where an output is no finite number.
     """
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     if triggered is not None:
-        found["triggered_before"] = predict(model, triggered, batch_size)
-        found["triggered_after"] = predict(network, triggered, batch_size)
-        found["triggered_suppressed"] = suppression(network, triggered, batch_size)
-        found["guessed"] = target is None
-        found["target"] = int(found["triggered_before"].mode().values) if target is None else target
+        entries["triggered_before"] = predict(model, triggered, batch_size)
+        entries["triggered_after"] = predict(network, triggered, batch_size)
+        entries["triggered_suppressed"] = suppression(network, triggered, batch_size)
+        entries["guessed"] = target is None
+        entries["target"] = int(entries["triggered_before"].mode().values) if target is None else target
     return Comparison(
         network.sites,
         predict(model, images, batch_size),
         predict(network, images, batch_size),
         suppression(network, images, batch_size),
         labels,
-        **found,
+        **entries,
     )
 
 
@@ -148,8 +148,8 @@ def suppression(network: Wrapped, images: torch.Tensor, batch_size: int = 64) ->
     """
     units = network.wrappers()
     shares = isinstance(network, Purified)
-    taken = torch.zeros(len(images), len(units), dtype=torch.float64)
-    whole = torch.ones_like(taken) if shares else torch.zeros_like(taken)
+    cut = torch.zeros(len(images), len(units), dtype=torch.float64)
+    total = torch.ones_like(cut) if shares else torch.zeros_like(cut)
     inner: dict[int, torch.Tensor] = {}
     start = 0
 
@@ -158,18 +158,18 @@ def suppression(network: Wrapped, images: torch.Tensor, batch_size: int = 64) ->
 
     def note(number: int, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         f, rows = inner.pop(number).double().flatten(1), slice(start, start + len(output))
-        left = output.double().flatten(1)
+        rest = output.double().flatten(1)
         if shares:
-            taken[rows, number] = (1 - left.norm(dim=1) / f.norm(dim=1).clamp(min=1e-12)).clamp(min=0).cpu()
+            cut[rows, number] = (1 - rest.norm(dim=1) / f.norm(dim=1).clamp(min=1e-12)).clamp(min=0).cpu()
         else:
-            taken[rows, number], whole[rows, number] = (f - left).sum(1).cpu(), f.abs().sum(1).cpu()
+            cut[rows, number], total[rows, number] = (f - rest).sum(1).cpu(), f.abs().sum(1).cpu()
 
     with _watching(network, keep, note):
         for piece in images.split(batch_size):
             network(to_float(piece))
             start += len(piece)
     least = 1e-12  # a unit may be silent
-    return Suppressed(taken.sum(0) / whole.sum(0).clamp(min=least), taken.sum(1) / whole.sum(1).clamp(min=least))
+    return Suppressed(cut.sum(0) / total.sum(0).clamp(min=least), cut.sum(1) / total.sum(1).clamp(min=least))
 
 
 @torch.inference_mode()
@@ -192,8 +192,8 @@ def cuts(network: Wrapped, images: torch.Tensor, batch_size: int = 64) -> torch.
         if f.ndim != 4:
             return
         sizes = channel_sizes(unit.get_submodule("site"))
-        whole = to_maps(f, sizes).abs().sum(1).mean().clamp(min=1e-12)
-        cut = to_maps(f - output, sizes).sum(1, keepdim=True) / whole
+        mean = to_maps(f, sizes).abs().sum(1).mean().clamp(min=1e-12)
+        cut = to_maps(f - output, sizes).sum(1, keepdim=True) / mean
         heat[start : start + len(f)] += functional.interpolate(cut, size, mode="bilinear")[:, 0].cpu()
 
     with _watching(network, keep, note):

@@ -34,8 +34,8 @@ def purified(
     except (ConfigError, DivergedError):
         raise
     except (ValueError, TypeError, RuntimeError) as problem:
-        told = re.sub(r"(?<![\w.])network\.", "", line(problem))  # the name that `Prepared` has for it
-        raise ConfigError(f"{options.method} does not fit this model: {told}") from problem
+        reason = re.sub(r"(?<![\w.])network\.", "", line(problem))  # the name that `Prepared` has for it
+        raise ConfigError(f"{options.method} does not fit this model: {reason}") from problem
 
 
 def choice(network: Bounded | Purified) -> str:

@@ -37,7 +37,7 @@ class Prepared(nn.Module):
 
 
 def unprepared(wrapped: Wrapped) -> Wrapped:
-    """Take the normalisation out of a wrapped `Prepared`, in place: what is left takes what the network took."""
+    """Take the normalisation out of a wrapped `Prepared`, in place: the rest takes what the network took."""
     inner = wrapped.model.get_submodule("network")
     wrapped.model = inner
     wrapped.sites = tuple(site.removeprefix("network.") for site in wrapped.sites)
@@ -52,16 +52,16 @@ def make(options: Options) -> nn.Module:
             f"model={options.model!r} is not understood; write package.module:factory, file.py:factory, timm:name or "
             "torchvision:name."
         )
-    more = {} if options.classes is None else {"num_classes": options.classes}
+    arguments = {} if options.classes is None else {"num_classes": options.classes}
     try:
         if source in ZOOS:
-            model = _from_zoo(source, name, more)
+            model = _from_zoo(source, name, arguments)
         else:
             with _folder_of(source):
                 factory = getattr(_module(source), name, None)
                 if factory is None:
                     raise ConfigError(f"model={options.model!r}: {source} has no {name}.")
-                model = _call(factory, more, options)
+                model = _call(factory, arguments, options)
     except ConfigError:
         raise
     except Exception as problem:
@@ -75,15 +75,15 @@ def make(options: Options) -> nn.Module:
         raise ConfigError(f"model={options.model!r}: {problem}.") from problem
 
 
-def _call(factory: Any, more: dict[str, int], options: Options) -> Any:
+def _call(factory: Any, arguments: dict[str, int], options: Options) -> Any:
     try:
-        return factory(**more)
+        return factory(**arguments)
     except Exception as problem:
-        hint = "" if more else " A factory that takes num_classes gets it by --classes."
+        hint = "" if arguments else " A factory that takes num_classes gets it by --classes."
         raise ConfigError(f"model={options.model!r} cannot be called: {line(problem)}.{hint}") from problem
 
 
-def _from_zoo(source: str, name: str, more: dict[str, int]) -> nn.Module:
+def _from_zoo(source: str, name: str, arguments: dict[str, int]) -> nn.Module:
     """A network of timm or torchvision without weights; nothing is fetched."""
     library: Any
     try:
@@ -93,9 +93,9 @@ def _from_zoo(source: str, name: str, more: dict[str, int]) -> nn.Module:
     if name not in library.list_models():
         raise ConfigError(f"{source} has no network {name!r}; {library.__name__}.list_models() lists them.")
     if source == "timm":
-        return library.create_model(name, pretrained=False, **more)
+        return library.create_model(name, pretrained=False, **arguments)
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return library.get_model(name, weights=None, **more, **extra)
+    return library.get_model(name, weights=None, **arguments, **extra)
 
 
 @contextmanager

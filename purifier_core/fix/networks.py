@@ -44,8 +44,8 @@ class _Half(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        whole = list(_torchvision("resnet18").children())
-        self.backbone, self.head = nn.Sequential(*whole[:-2]), nn.Linear(512, CLASSES)
+        parts = list(_torchvision("resnet18").children())
+        self.backbone, self.head = nn.Sequential(*parts[:-2]), nn.Linear(512, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.backbone(x).mean((2, 3)))

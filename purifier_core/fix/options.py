@@ -81,8 +81,8 @@ class Options:
     def _check_combinations(self) -> None:
         idle: tuple[str, ...] = ("epochs", "lr") if self.bounds or self.repairs else ()
         idle += () if self.bounds else ("quantile", "budget")
-        if given := [f"--{name}" for name in idle if getattr(self, name) is not None]:
-            raise ConfigError(f"{' and '.join(given)}: not for method {self.method}, which does not use it.")
+        if unused := [f"--{name}" for name in idle if getattr(self, name) is not None]:
+            raise ConfigError(f"{' and '.join(unused)}: not for method {self.method}, which does not use it.")
         if self.unlabelled and not self.bounds:
             raise ConfigError(f"method {self.method} needs labels; without them take {', '.join(METHODS[:3])}.")
         if self.unlabelled and self.scan:
@@ -128,8 +128,8 @@ def add_to(verbs: Any) -> None:
     command: argparse.ArgumentParser = verbs.add_parser(
         "fix", help=about, description=about, epilog=ends, allow_abbrev=False
     )
-    for one in fields(Options):
-        add_option(command, one)
+    for setting in fields(Options):
+        add_option(command, setting)
 
 
 def add_option(command: argparse.ArgumentParser, one: Field) -> None:

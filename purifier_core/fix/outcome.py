@@ -93,7 +93,7 @@ def _budget(options: Options, comparison: Comparison) -> Finding | None:
 
 
 def _few(options: Options, comparison: Comparison) -> Finding | None:
-    """One image must be no more than the share that is judged by it."""
+    """Too few images, where one alone is more than an allowed share."""
     shares = [
         share for share in (_allowed(options), options.max_drop if comparison.labels is not None else None) if share
     ]
@@ -115,15 +115,15 @@ def _allowed(options: Options) -> float | None:
 
 def as_json(facts: Any, comparison: Comparison, written: str) -> dict[str, Any]:
     """The results as plain values; the book describes every entry. written: SHA-256 of the purified weights."""
-    options, found = facts.options, facts.findings
+    options, findings = facts.options, facts.findings
     target = comparison.target
     rates: dict[str, Any] = {
         name: {"before": _rate(before), "after": _rate(after)} for name, (before, after) in comparison.rates().items()
     }
     return {
         "schema": SCHEMA,
-        "status": status(found),
-        "findings": [{"kind": f.kind, "text": f.text, "advice": f.advice} for f in found],
+        "status": status(findings),
+        "findings": [{"kind": f.kind, "text": f.text, "advice": f.advice} for f in findings],
         "scan": facts.scan_verdict,
         "candidates": [] if facts.scan is None else candidates(facts.scan, facts.names),
         "model": options.model,
@@ -155,8 +155,8 @@ def as_json(facts: Any, comparison: Comparison, written: str) -> dict[str, Any]:
 
 def candidates(findings: Findings, names: dict[int, str]) -> list[dict[str, Any]]:
     """What a scan found in each family of stamps, as plain values, without the stamps."""
-    every = [{n: value for n, value in vars(one).items() if n != "stamp"} for one in findings.candidates]
-    return [plain | {"name": names.get(plain["target"])} for plain in every]
+    rows = [{n: value for n, value in vars(candidate).items() if n != "stamp"} for candidate in findings.candidates]
+    return [row | {"name": names.get(row["target"])} for row in rows]
 
 
 def _rate(rate: Rate) -> dict[str, Any]:

@@ -142,12 +142,12 @@ def _timm(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
 
 def _hugging_face(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
     try:
-        wanted, cut = content.get("size", 224), content.get("crop_size", 224)
-        size, resize = _side(wanted), None
-        if isinstance(wanted, dict) and "shortest_edge" in wanted and content.get("crop_pct"):  # ConvNeXT's way
+        full, crop = content.get("size", 224), content.get("crop_size", 224)
+        size, resize = _side(full), None
+        if isinstance(full, dict) and "shortest_edge" in full and content.get("crop_pct"):  # ConvNeXT's way
             resize = int(size / float(content["crop_pct"]))
         elif content.get("do_center_crop"):
-            size, resize = _side(cut), max(size, _side(cut))
+            size, resize = _side(crop), max(size, _side(crop))
         normalised = content.get("do_normalize", True)
         mean = _numbers(content["image_mean"] if normalised else 0)
         std = _numbers(content["image_std"] if normalised else 1)

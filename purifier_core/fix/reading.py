@@ -113,11 +113,11 @@ def check_model(model: Prepared, example: torch.Tensor, chosen: Images, options:
     except TypeError as problem:
         raise ConfigError(f"{problem}.") from problem
     if logits is not output:
-        taken = "its logits are" if not isinstance(output, (tuple, list)) else f"the first of {len(output)} outputs is"
-        say(f"the network gives a {type(output).__name__}; {taken} taken")
+        part = "its logits are" if not isinstance(output, (tuple, list)) else f"the first of {len(output)} outputs is"
+        say(f"the network gives a {type(output).__name__}; {part} taken")
     if logits.ndim != 2 or logits.shape[1] < 2:
-        shown = tuple(logits.shape)
-        raise ConfigError(f"the model gives {shown} for 2 images of {shape}; needed: logits of shape (2, classes).")
+        size = tuple(logits.shape)
+        raise ConfigError(f"the model gives {size} for 2 images of {shape}; needed: logits of shape (2, classes).")
     if not logits.isfinite().all():
         raise ConfigError("the model's outputs are no finite numbers; are these its weights?")
     outputs = logits.shape[1]
@@ -130,8 +130,8 @@ def check_model(model: Prepared, example: torch.Tensor, chosen: Images, options:
 
 def check_inputs(model: Prepared, chosen: Images, pixels: Pixels, outputs: int, options: Options) -> None:
     """Raise ConfigError where the given model's accuracy says that labels or pixels are wrong (see `gate`)."""
-    everything = torch.arange(len(chosen.pictures.places))
-    labels = chosen.labels(everything)
+    places = torch.arange(len(chosen.pictures.places))
+    labels = chosen.labels(places)
     if labels is None:
         return
     images = chosen.pictures.images.to(model.mean.device)

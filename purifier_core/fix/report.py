@@ -45,7 +45,7 @@ class Facts:
     seconds: float
     date: str
     read: str  # SHA-256 of the weights that were read
-    entry: str  # where in the file they were
+    entry: str  # of the file that they were under
     provenance: dict[str, Any]
     findings: tuple[Finding, ...] = ()
     choice: str = ""  # what the method chose
@@ -106,10 +106,10 @@ def _backdoor(facts: Facts, comparison: Comparison) -> list[str]:
     if facts.scan is not None:
         first, *families = verdict(facts.scan, facts.names)
         pairs = sorted(zip(facts.scan.candidates, families, strict=True), key=lambda pair: pair[0].p)
-        shown = [figure([picture(picture_of(one.stamp).cpu())], text, [text]) for one, text in pairs]
+        figures = [figure([picture(picture_of(best.stamp).cpu())], text, [text]) for best, text in pairs]
         return [
             f"<p>The scan: {escape(first)}. Each stamp is what carries images to its class best.</p>",
-            gallery(shown),
+            gallery(figures),
             *_seen(facts, comparison),
         ]
     return _seen(facts, comparison) or [
@@ -125,8 +125,8 @@ def _seen(facts: Facts, comparison: Comparison) -> list[str]:
     before, _ = comparison.rates()["ASR"]
     assert comparison.target is not None
     whose = "the class that it predicts most often" if comparison.guessed else "the target"
-    seen = f"The given model took {before} of the triggered images for {facts.name(comparison.target)}, {whose}."
-    return [f"<p>{escape(seen)}</p>"]
+    text = f"The given model took {before} of the triggered images for {facts.name(comparison.target)}, {whose}."
+    return [f"<p>{escape(text)}</p>"]
 
 
 def _done(facts: Facts, comparison: Comparison) -> str:
@@ -160,16 +160,16 @@ def _rates(facts: Facts, comparison: Comparison) -> str:
             guess = ", the class most predicted before" if comparison.guessed else ", the target"
             about += facts.name(comparison.target) + guess
         rows.append([escape(f"{name}: {about}"), _rate(before), _rate(after), f"{before.count:,}"])
-    shown = table(["", "before", "after", "images"], rows) if rows else ""
+    rates_table = table(["", "before", "after", "images"], rows) if rows else ""
     moved = comparison.before != comparison.after
     changed = comparison.changed
     text = f"<p>{changed.hits:,} of {changed.count:,} held-out predictions changed: {changed}"
     if comparison.labels is None:
-        return f"{shown}{text}. Without labels there is no accuracy.</p>"
+        return f"{rates_table}{text}. Without labels there is no accuracy.</p>"
     lost = int((moved & (comparison.before == comparison.labels)).sum())
     won = int((moved & (comparison.after == comparison.labels)).sum())
     note = f", {lost:,} from right to wrong and {won:,} from wrong to right.</p>"
-    return f"{shown}{text}{note}<p>Beside each share its 95 % interval (Wilson).</p>"
+    return f"{rates_table}{text}{note}<p>Beside each share its 95 % interval (Wilson).</p>"
 
 
 def _pictures(facts: Facts, comparison: Comparison) -> list[str]:
@@ -207,8 +207,8 @@ def _gallery(
         if shown.heat is not None:
             sources.append(picture(shown.images[place], shown.heat[place], scale))
         name = shown.paths[place].name
-        told = f"predicted {first}" if first == then else f"predicted {first} → {then}"
-        figures.append(figure(sources, name, [told, name]))
+        caption = f"predicted {first}" if first == then else f"predicted {first} → {then}"
+        figures.append(figure(sources, name, [caption, name]))
     return gallery(figures)
 
 
@@ -247,7 +247,7 @@ def _loading(facts: Facts) -> str:
 def _made(facts: Facts, comparison: Comparison, written: str) -> str:
     options, effort, versions = facts.options, facts.effort, facts.provenance["versions"]
     device = facts.provenance["device"]
-    where = f", entry {facts.entry!r}" if facts.entry else ""
+    entry = f", entry {facts.entry!r}" if facts.entry else ""
     classes = ", ".join(facts.name(number) for number in sorted(facts.names)) or "no labels"
     rows = [
         ["images", f"{facts.working:,} for the method, {comparison.changed.count:,} held out and only measured"],
@@ -256,7 +256,7 @@ def _made(facts: Facts, comparison: Comparison, written: str) -> str:
         ["effort", f"passes over the images: {effort.epochs:g}, images in all: {effort.images:,}"],
         ["time", f"{effort.seconds:.1f} s for the method, {facts.seconds:.1f} s in all, on {device}"],
         ["model", options.model],
-        ["weights read", f"{options.weights.name}{where}, SHA-256 {facts.read}"],
+        ["weights read", f"{options.weights.name}{entry}, SHA-256 {facts.read}"],
         ["weights written", f"{options.out.name}, SHA-256 {written}"],
         ["seed", str(options.seed)],
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],

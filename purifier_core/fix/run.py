@@ -33,13 +33,13 @@ def main(options: Options) -> int:
     prepare(pick_device(options.device))
     try:
         with silent(options.quiet):
-            _, found = fix(options)
+            _, findings = fix(options)
     except KeyboardInterrupt:
         print("\nstopped; nothing was written.", file=sys.stderr)
         return 130
     except ConfigError as problem:  # names from files and folders may hold anything
         raise ConfigError(printable(str(problem))) from problem
-    return outcome.status(found)
+    return outcome.status(findings)
 
 
 def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
@@ -60,9 +60,9 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
     outputs = check_model(network, chosen.pictures.images[:2].to(device), chosen, options)
     target = target_of(options, chosen.folder.names, outputs)
     check_inputs(network, chosen, pixels, outputs, options)
-    wrapped, findings = methods.purified(network, chosen, outputs, options)
+    wrapped, scan = methods.purified(network, chosen, outputs, options)
     comparison, held_out, triggered = _measure(network, wrapped, chosen, target, options)
-    found = outcome.findings(options, comparison, findings)
+    findings = outcome.findings(options, comparison, scan)
     facts = report.Facts(
         options=options,
         pixels=pixels,
@@ -77,16 +77,16 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
         read=_digest(options.weights),
         entry=entry,
         provenance=provenance(torch.cuda.get_device_name() if device.type == "cuda" else "cpu"),
-        findings=found,
+        findings=findings,
         choice=methods.choice(wrapped),
         notes=chosen.notes,
         skipped=chosen.skipped,
-        scan=findings,
+        scan=scan,
     )
     _write(unprepared(wrapped), facts, comparison)
     for text in (*report.summary(facts, comparison), f"{options.out}", f"{options.report}"):
         say(text)
-    return comparison, found
+    return comparison, findings
 
 
 def import_all() -> None:
@@ -156,7 +156,7 @@ def _measure(
 
 
 def _write(network: Wrapped, facts: report.Facts, comparison: Comparison) -> None:
-    """All files or none; the weights are placed last, and what was there stays where one cannot be written."""
+    """All files or none. The weights are placed last; where one file cannot be written, the old ones stay."""
     options = facts.options
     notes = {
         "size": facts.pixels.size,

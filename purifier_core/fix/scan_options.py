@@ -25,12 +25,12 @@ def add_to(verbs: Any) -> None:
     about = "look for a backdoor in a model of your own with a folder of clean images"
     ends = "Exit status: 0 nothing stands out, 1 a backdoor is suspected or the scan cannot tell, 2 wrong use."
     command = verbs.add_parser("scan", help=about, description=about, epilog=ends, allow_abbrev=False)
-    for one in fields(Options):
-        if one.name in READING:
-            add_option(command, one)
+    for setting in fields(Options):
+        if setting.name in READING:
+            add_option(command, setting)
     command.add_argument("--pictures", type=Path, metavar="FOLDER", help="write each family's best stamp here, as PNG")
 
 
 def options_of(chosen: dict[str, Any]) -> Options:
-    """The options of a run; what a scan has no use for is as a method with labels wants it."""
+    """The options of a run. Those that a scan does not use are set as for a method with labels."""
     return Options(out=Path("scan.safetensors"), method="feature", **chosen)

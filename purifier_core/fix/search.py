@@ -67,10 +67,10 @@ def search(options: Options) -> tuple[Findings, dict[int, str]]:
 
 def _write(findings: Findings, names: dict[int, str], path: Path | None, pictures: Path | None) -> None:
     if path is not None:
-        found = {name: getattr(findings, name) for name in ("verdict", "reason", "p", "seconds", "margins")}
-        found = {"schema": SCHEMA, "status": status(findings)} | found
-        found["candidates"] = outcome.candidates(findings, names)
-        write_atomically(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
+        content = {name: getattr(findings, name) for name in ("verdict", "reason", "p", "seconds", "margins")}
+        content = {"schema": SCHEMA, "status": status(findings)} | content
+        content["candidates"] = outcome.candidates(findings, names)
+        write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
     for candidate in findings.candidates if pictures is not None else ():
         assert pictures is not None
         write_atomically(pictures / f"{candidate.family}.png", partial(_draw, picture(candidate.stamp)))

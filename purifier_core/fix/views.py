@@ -9,10 +9,10 @@ import pandas as pd
 def rates(found: Mapping[str, Any]) -> pd.DataFrame:
     """A column for each `measure.Comparison`: ACC and ASR before and after, and the share of changed predictions."""
     rows = {}
-    for name, one in found.items():
-        pairs = one.rates().items()
+    for name, comparison in found.items():
+        pairs = comparison.rates().items()
         rows[name] = {f"{rate} {when}": str(v) for rate, pair in pairs for when, v in zip(_WHEN, pair, strict=True)}
-        rows[name]["predictions changed"] = str(one.changed)
+        rows[name]["predictions changed"] = str(comparison.changed)
     return pd.DataFrame(rows)
 
 
@@ -35,14 +35,14 @@ def heat(network: Any, clean: Any, triggered: Any, count: int = 6) -> Any:
     from purifier_core.fix.measure import cuts
 
     images = torch.cat([clean[:count], triggered[:count]])
-    cut = cuts(network, images)
+    maps = cuts(network, images)
     drawing, axes = plt.subplots(4, count, figsize=(9, 6.4), dpi=120)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    for place, (image, shown) in enumerate(zip(images, cut, strict=True)):
+    for place, (image, cut) in enumerate(zip(images, maps, strict=True)):
         row, column = divmod(place, count)
         axes[2 * row, column].imshow(image.permute(1, 2, 0).cpu().numpy())
-        axes[2 * row + 1, column].imshow(shown.numpy(), cmap="Reds", vmin=0, vmax=float(cut.quantile(0.995)))
+        axes[2 * row + 1, column].imshow(cut.numpy(), cmap="Reds", vmin=0, vmax=float(maps.quantile(0.995)))
     for row, name in enumerate(("clean", "cut", "triggered", "cut")):
         axes[row, 0].set_ylabel(name)
     drawing.tight_layout()

@@ -61,8 +61,8 @@ def load(model: nn.Module, path: Path | str) -> Wrapped:
             network = purifier.wrap(model, heads, granularity)
     except (KeyError, AttributeError, IndexError) as problem:
         raise ConfigError(f"{path} does not fit the model: {problem} is missing.") from problem
-    where = next(iter(model.parameters()), torch.empty(0)).device
-    insert(network.to(where).model, {"": state}, path)
+    device = next(iter(model.parameters()), torch.empty(0)).device
+    insert(network.to(device).model, {"": state}, path)
     if isinstance(network, bounds.Bounded):
         network.quantile, network.changed = float(notes.get("quantile") or 1.0), notes.get("changed")
     return network.eval()
