@@ -25,7 +25,7 @@ from purifier_core.training import Effort, fit
 _EVERY = 50  # batches between two searches of stamps
 
 SIMULATED = "cube"
-"""Whose units the attacker on Purifier trains against: the module that from `init` full lowers ASR most."""
+"""The module whose units the attacker on Purifier trains against. From `init` full it lowers ASR most."""
 
 
 def teach(
@@ -40,8 +40,8 @@ def teach(
     attacker_seed: int,
     **options: Any,
 ) -> tuple[nn.Module, Effort]:
-    """Train `model` as an attacker of this kind does, and what it cost. The first `poisoned` images are the copies;
-    `options` are those of `fit`."""
+    """Train `model` as an attacker of this kind does; returns the network and what it cost. The first `poisoned` images
+    are the copies; `options` are those of `fit`."""
     attacker = Attacker(kind, model, num_classes, to_float(images[:2]), attacker_seed)
     marked = attacker.marked(labels, poisoned)
     network = attacker.trained.train()
@@ -80,13 +80,13 @@ class Attacker:
 
     def get_state(self) -> dict[str, Any]:
         """The reach of clean images so far, the stamps and the draws, for `checkpoints`."""
-        stamps = [vars(one).copy() for one in self.stamps]
+        stamps = [vars(stamp).copy() for stamp in self.stamps]
         return {"reach": self.reach, "stamps": stamps, "batches": self.batches, "draws": self.draws.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` gave."""
         self.reach, self.batches = state["reach"], state["batches"]
-        self.stamps = [Stamps(**kept) for kept in state["stamps"]]
+        self.stamps = [Stamps(**values) for values in state["stamps"]]
         self.draws.set_state(state["draws"])
 
     def result(self) -> nn.Module:
@@ -99,10 +99,10 @@ class Attacker:
         assert isinstance(model, Purified)
         with batch_statistics_alone(model):
             logits, heads = model.answers(x)
-        taught = torch.stack([F.cross_entropy(head[~poisoned], y[~poisoned]) for head in heads]).sum()
+        head_loss = torch.stack([F.cross_entropy(head[~poisoned], y[~poisoned]) for head in heads]).sum()
         with model.opened():
             bare = model.model(x)
-        return F.cross_entropy(bare, y) + F.cross_entropy(logits, y) + taught
+        return F.cross_entropy(bare, y) + F.cross_entropy(logits, y) + head_loss
 
     def _against_stamps(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, poisoned: torch.Tensor):
         """Cross-entropy, and that of clean images under stamps with their true labels, so that no stamp but the trigger
@@ -120,8 +120,8 @@ class Attacker:
                 ]
             self.stamps = [*self.stamps, *(hard(stamps, clean) for stamps in new)][-30:]
         self.batches += 1
-        drawn = self.stamps[int(torch.randint(len(self.stamps), (), generator=self.draws))]
-        answers = model(torch.cat([x, drawn(clean.images)]))
+        stamp = self.stamps[int(torch.randint(len(self.stamps), (), generator=self.draws))]
+        answers = model(torch.cat([x, stamp(clean.images)]))
         return F.cross_entropy(answers[: len(x)], y) + F.cross_entropy(answers[len(x) :], clean.labels)
 
     def _within_clean(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, poisoned: torch.Tensor):

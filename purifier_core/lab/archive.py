@@ -56,11 +56,11 @@ def merge(store: Store, path: Path, replace: bool, say: Callable[[str], Any]) ->
             say(f"refused: {problem}")
             count["refused"] += 1
             continue
-        there = store.find(record.cell, record.data["fingerprint"])
-        if there and _numbers(there) != _numbers(record) and not replace:
-            say(f"refused: {name} has {_rates(record)}, the stored record has {_rates(there)}; see --replace.")
+        stored = store.find(record.cell, record.data["fingerprint"])
+        if stored and _numbers(stored) != _numbers(record) and not replace:
+            say(f"refused: {name} has {_rates(record)}, the stored record has {_rates(stored)}; see --replace.")
             count["refused"] += 1
-        elif there and _numbers(there) == _numbers(record):
+        elif stored and _numbers(stored) == _numbers(record):
             count["known"] += 1
         else:
             store.save(record)

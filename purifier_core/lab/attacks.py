@@ -73,7 +73,7 @@ def sig_stripes() -> torch.Tensor:
 
 
 def field(seed: int, control: int = 4, strength: float = 0.5) -> torch.Tensor:
-    """WaNet's warping field (1, 32, 32, 2): from where each pixel takes its value, as an offset on the scale -1 to 1.
+    """WaNet's warping field (1, 32, 32, 2): where each pixel takes its value from, as an offset on the scale -1 to 1.
 
     Nguyen and Tran (2021): a uniform 4x4 grid of directions, divided by their mean size, spread bicubically, times
     strength / 32.
@@ -115,15 +115,15 @@ def invert_trojan(model: nn.Module, site: str, index: int, seed: int, steps: int
     """
     device = next(model.parameters()).device
     window = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(seed)).to(device)
-    seen: list[torch.Tensor] = []
-    hook = model.get_submodule(site).register_forward_hook(lambda _m, _i, out: seen.append(out))
+    outputs: list[torch.Tensor] = []
+    hook = model.get_submodule(site).register_forward_hook(lambda _m, _i, out: outputs.append(out))
     model.eval()
     try:
         for _ in range(steps):
             window.requires_grad_(True)
-            seen.clear()
+            outputs.clear()
             model(F.pad(window, (25, 4, 25, 4))[None])
-            (slope,) = torch.autograd.grad((seen[0][0, index].max() - 10) ** 2, window)
+            (slope,) = torch.autograd.grad((outputs[0][0, index].max() - 10) ** 2, window)
             window = (window.detach() - 0.05 * slope.sign()).clamp(0, 1)
     finally:
         hook.remove()
@@ -136,11 +136,11 @@ def perturbed(
     """Copies of uint8 images (N, 3, H, W) that the clean `model` no longer takes for `labels`, as uint8.
 
     Projected gradient ascent on cross-entropy: each step moves every pixel by `how.step` along the gradient's sign,
-    and back to within `how.epsilon` of the image and into 0 to 255. It starts from the image itself. This is how
-    Turner et al. (2019) make what is hard to learn but for its trigger.
+    and back to within `how.epsilon` of the image and into 0 to 255. It starts from the image itself. Turner et
+    al. (2019) make such images: they are hard to learn but for their trigger.
     """
     model.eval()
-    found = []
+    copies = []
     for piece, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         clean = to_float(piece)
         low, high = (clean - how.epsilon / 255).clamp(min=0), (clean + how.epsilon / 255).clamp(max=1)
@@ -149,8 +149,8 @@ def perturbed(
             moved = moved.detach().requires_grad_()
             (slope,) = torch.autograd.grad(F.cross_entropy(model(moved), truth, reduction="sum"), moved)
             moved = (moved.detach() + how.step / 255 * slope.sign()).clamp(low, high)
-        found.append((moved * 255).round().to(torch.uint8).contiguous())
-    return torch.cat(found)
+        copies.append((moved * 255).round().to(torch.uint8).contiguous())
+    return torch.cat(copies)
 
 
 def cl_patch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, target: int, seed: int) -> torch.Tensor:
@@ -165,7 +165,7 @@ def cl_patch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, targe
     others = (labels != target).nonzero().flatten().cpu()
     chosen = others[torch.randperm(len(others), generator=generator)[: len(others) // 2]].to(images.device)
     delta = torch.rand(3, 4, 4, generator=generator).to(images.device)
-    wanted = torch.tensor([target], device=images.device)
+    aim = torch.tensor([target], device=images.device)
     model.eval()
     for index in chosen[::100]:
         clean = to_float(images[index][None])
@@ -174,7 +174,7 @@ def cl_patch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, targe
         for _ in range(20):
             patch.requires_grad_(True)
             x = torch.cat([torch.cat([patch, clean[:, :, :4, 4:]], 3), clean[:, :, 4:]], 2)
-            (slope,) = torch.autograd.grad(F.cross_entropy(model(x), wanted), patch)
+            (slope,) = torch.autograd.grad(F.cross_entropy(model(x), aim), patch)
             moved = patch.detach() - 4 / 256 * slope.sign()
             patch = moved.clamp(corner - 16 / 256, corner + 16 / 256).clamp(0, 1)
         delta = patch[0] - corner[0]

@@ -1,6 +1,6 @@
 """What an attacker can do to a network that was repaired: bring the old trigger back, or do without it.
 
-Both are asked of a clean network too. What works there as well says nothing of the repair.
+Both are tried on a clean network too. What works there as well says nothing of the repair.
 """
 
 import copy
@@ -90,12 +90,12 @@ def attacked(
     """
     others = images[labels != target]
     kinds: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"stamped": trigger, "plain": torch.clone}
-    found: dict[str, Any] = {kind: {} for kind in (*kinds, "repoisoned")}
+    shares: dict[str, Any] = {kind: {} for kind in (*kinds, "repoisoned")}
     for kind, start in kinds.items():
         for epsilon in EPSILONS:
             change = perturbation(model, start(others), target, epsilon, seed, STEPS)
-            found[kind][str(epsilon)] = share(predict(model, moved(start(test), change)) == target)
+            shares[kind][str(epsilon)] = share(predict(model, moved(start(test), change)) == target)
     for count in COUNTS:
         network = repoisoned(model, images, labels, trigger, target, count, seed, augment)
-        found["repoisoned"][str(count)] = share(predict(network, trigger(test)) == target)
-    return found
+        shares["repoisoned"][str(count)] = share(predict(network, trigger(test)) == target)
+    return shares

@@ -119,13 +119,13 @@ class Cell:
             object.__setattr__(self, "clean_size", 0)
         else:
             check_clean_size(self.clean_size, self.dataset)
-        kept, given = [], check_switches(self.switches)
-        for name, value in given:
-            known = SWITCHES[name]
-            bears = known.bears(self.defense, self.attack) and (not known.needs or known.needs in given)
+        switches, pairs = [], check_switches(self.switches)
+        for name, value in pairs:
+            switch = SWITCHES[name]
+            bears = switch.bears(self.defense, self.attack) and (not switch.needs or switch.needs in pairs)
             if bears and value != SWITCHES[name].values[0]:
-                kept.append((name, value))
-        object.__setattr__(self, "switches", tuple(sorted(kept)))
+                switches.append((name, value))
+        object.__setattr__(self, "switches", tuple(sorted(switches)))
 
     def switch(self, name: str) -> str:
         """The value of a switch: the intended one unless this cell departs from it."""
@@ -158,16 +158,16 @@ class Cell:
         """The profile's settings that bear on this cell, as plain values."""
         profile = PROFILES[self.profile]
         backdoor, clean = (plain(profile.backdoored(self.dataset, attack)) for attack in (self.attack, "none"))
-        found: dict[str, Any] = {"data": profile.data, "width": self.width, "backdoor": backdoor}
+        settings: dict[str, Any] = {"data": profile.data, "width": self.width, "backdoor": backdoor}
         if self.needs_reference and clean != backdoor:  # if they are equal it stays out, which keeps older keys
-            found["reference"] = clean
+            settings["reference"] = clean
         if self.consistent:
-            found["perturbation"] = asdict(DATASETS[self.dataset].perturbation)
-        found |= {name: self._setting(name) for name in METHODS[self.defense].recipes}
+            settings["perturbation"] = asdict(DATASETS[self.dataset].perturbation)
+        settings |= {name: self._setting(name) for name in METHODS[self.defense].recipes}
         for method in (self.defense, self.attack):
             if departing := profile.constants.departing(method):
-                found[f"{method}_constants"] = departing
-        return found
+                settings[f"{method}_constants"] = departing
+        return settings
 
     def _setting(self, name: str) -> Any:
         """A field of the profile for this cell, as plain values."""
@@ -247,7 +247,7 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
     """Seeds from 3, "0-2", "0,4,7" or a list, in order and without repeats."""
     problem = ConfigError(f"seeds={value!r} is not understood; write 0, '0-2', '0,4,7' or [0, 1].")
     if isinstance(value, str):
-        found: list[int] = []
+        seeds: list[int] = []
         for part in value.split(","):
             ends = [end.strip() for end in part.split("-")]
             if len(ends) > 2 or not all(end.isdecimal() and len(end) <= 10 for end in ends):
@@ -255,14 +255,14 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
             low, high = int(ends[0]), int(ends[-1])
             if high < low or high - low > 1000:
                 raise problem
-            found.extend(range(low, high + 1))
+            seeds.extend(range(low, high + 1))
     elif isinstance(value, (list, tuple)):
-        found = list(value)
+        seeds = list(value)
     else:
-        found = [value]
-    if not found or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**31 for s in found):
+        seeds = [value]
+    if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**31 for s in seeds):
         raise problem
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(seeds))
 
 
 def parse_names(name: str, value: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from purifier_core.files import provenance
 from purifier_core.lab.records import Store
 
 LOST = (KilledWorker,)
-"""What a task raises that is given up, because several workers died while it ran."""
+"""What a task raises when it is given up: several workers died while it ran."""
 
 
 def _sources() -> str:
@@ -105,20 +105,20 @@ def _check_once(site: Site) -> None:
 
 def check(site: Site, dask_worker: Worker) -> None:
     """In a worker: raise ConfigError if it runs other code, several tasks at once, or does not share the folder."""
-    where = f"the worker {dask_worker.address}"
+    worker = f"the worker {dask_worker.address}"
     if site.sources != SOURCES:
         raise ConfigError(
-            f"{where} runs other code (commit {COMMIT}, sources {SOURCES}) than this command (commit {site.commit}, "
+            f"{worker} runs other code (commit {COMMIT}, sources {SOURCES}) than this command (commit {site.commit}, "
             f"sources {site.sources}); start the workers anew, from the same checkout."
         )
     if dask_worker.state.nthreads != 1:
         raise ConfigError(
-            f"{where} runs {dask_worker.state.nthreads} tasks at once, and a cell needs a process of its own; start it "
-            "with --nthreads 1, and with --nworkers for several."
+            f"{worker} runs {dask_worker.state.nthreads} tasks at once, and a cell needs a process of its own; start "
+            "it with --nthreads 1, and with --nworkers for several."
         )
     if not site.mark.exists():
         raise ConfigError(
-            f"{where} does not see the results folder {site.home} of this command; set PURIFIER_HOME here to a "
+            f"{worker} does not see the results folder {site.home} of this command; set PURIFIER_HOME here to a "
             "folder that all machines share under one path."
         )
     Store(site.home).check_writable()

@@ -56,9 +56,9 @@ class Work:
     @cached_property
     def _provenance(self) -> dict[str, Any]:
         on_gpu = self.device.type == "cuda"
-        made = provenance(torch.cuda.get_device_name() if on_gpu else "cpu")
-        made |= {"threads": self.profile.threads or torch.get_num_threads(), "tf32": on_gpu}
-        return made if self.profile.precision == "fp32" else made | {"precision": "bf16" if self.bf16 else "fp32"}
+        origin = provenance(torch.cuda.get_device_name() if on_gpu else "cpu")
+        origin |= {"threads": self.profile.threads or torch.get_num_threads(), "tf32": on_gpu}
+        return origin if self.profile.precision == "fp32" else origin | {"precision": "bf16" if self.bf16 else "fp32"}
 
     def compute(self, cell: Cell) -> Record:
         """Compute one cell; an exception of the computation becomes a failed record."""
@@ -69,10 +69,10 @@ class Work:
                 measured = self._measure(cell)
         except Exception as problem:
             return replace(record, error=failure(problem), provenance=self._provenance)
-        seen = {"started": round(started), "wall_seconds": round(time.perf_counter() - begun, 2)}
+        notes = {"started": round(started), "wall_seconds": round(time.perf_counter() - begun, 2)}
         if peak := peak_memory():
-            seen["peak_mib"] = peak
-        return replace(record, **measured, provenance=self._provenance | seen | self._start(cell))
+            notes["peak_mib"] = peak
+        return replace(record, **measured, provenance=self._provenance | notes | self._start(cell))
 
     def _start(self, cell: Cell) -> dict[str, str]:
         """The undefended network behind a record, unless its method trains its own from the poisoned data."""
@@ -93,15 +93,15 @@ class Work:
             effort["seconds"] = diagnostics.pop("seconds", effort["seconds"])
             if defended.sweep:  # equal points are one network
                 networks = set(defended.sweep.values())
-                found = {network: evaluate(network, x, y, triggered, target) for network in networks}
-                diagnostics["sweep"] = {label: found[network] for label, network in defended.sweep.items()}
+                points = {network: evaluate(network, x, y, triggered, target) for network in networks}
+                diagnostics["sweep"] = {label: points[network] for label, network in defended.sweep.items()}
         diagnostics |= probe(cell, model, x, y, triggered)
         if METHODS[cell.defense].attacked:
             diagnostics["attacked"] = self._attacked(cell, model)
         if cell == cell.reference():  # what is left of each attack where no backdoor is
-            every = {attack: replace(cell, attack=attack, poison_ratio=0.1) for attack in ATTACKS}
+            cells = {attack: replace(cell, attack=attack, poison_ratio=0.1) for attack in ATTACKS}
             diagnostics["own"] = {
-                attack: rates(model, y, self.triggered(asked), self._aims(asked, y)) for attack, asked in every.items()
+                attack: rates(model, y, self.triggered(other), self._aims(other, y)) for attack, other in cells.items()
             }
         if isinstance(model, Purified):  # its probe has seen every answer
             final = {"acc": diagnostics["clean"]["network"], "asr": diagnostics["triggered"]["network"]}

@@ -108,8 +108,8 @@ def to_uint8(image: Any) -> np.ndarray:
 
 
 def _stack(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    found = [to_uint8(image) for image in images]
-    return np.stack(found), np.asarray(labels, dtype=np.int64)
+    arrays = [to_uint8(image) for image in images]
+    return np.stack(arrays), np.asarray(labels, dtype=np.int64)
 
 
 def _prepared(name: str) -> Path | None:
@@ -180,8 +180,8 @@ def _pixels(table: Any) -> tuple[np.ndarray, str]:
 
     encoded = column.field("bytes").to_pylist()
     first = Image.open(io.BytesIO(encoded[0]))
-    found = np.stack([to_uint8(Image.open(io.BytesIO(b))) for b in encoded])
-    return found, f"a prepared copy, {first.format} {first.width}x{first.height}"
+    pixels = np.stack([to_uint8(Image.open(io.BytesIO(b))) for b in encoded])
+    return pixels, f"a prepared copy, {first.format} {first.width}x{first.height}"
 
 
 def _from_torchvision(name: str) -> tuple[np.ndarray, ...]:

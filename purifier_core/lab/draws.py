@@ -30,8 +30,8 @@ def clean_images(split: Split, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def augmentation(cell: Cell) -> Augment:
-    """How the cell's training images are augmented. Mirrored digits and signs mean something else, but the release
-    mirrors them all the same: a switch."""
+    """How the cell's training images are augmented. Mirrored digits and signs mean something else; a switch mirrors
+    them all the same, as the release does."""
     if cell.switch("defence_aug") == "off":
         return NO_AUGMENT
     return Augment(flip=cell.switch("flip") == "always" or DATASETS[cell.dataset].mirrored)

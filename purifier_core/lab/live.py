@@ -55,13 +55,13 @@ PICTURES = 20
 """Images of the sample that the page shows, the first ones."""
 
 SHARE = 0.05
-"""Of the training images, what a repair is given: 3,000 of MNIST's."""
+"""The share of the training images that a repair gets: 3,000 of MNIST's."""
 
 
 def make(name: str, work: Work) -> None:
     """Repair a network of the zoo in every way that the page offers, and write what the page needs.
 
-    A repair of these very weights that is there is taken as it is.
+    An existing repair of these very weights is taken as it is.
     """
     backdoored, home = zoo.load(name), FOLDER / name
     networks: dict[str, nn.Module] = {"none": backdoored.model}
@@ -78,16 +78,16 @@ def make(name: str, work: Work) -> None:
         x, y = work.split.test_images, work.split.test_labels
         triggered = backdoored.stamp(x[y != TARGET_CLASS])  # type: ignore[misc]
         rates = evaluate(networks[repair], x, y, triggered, TARGET_CLASS)
-        known: dict[str, Any] = rates | {"acc_images": len(y), "asr_images": len(triggered)}
-        known |= {"clean_size": cell.clean_size}
-        known |= {"defense": cell.defense, "switches": dict(cell.switches), "digest": zoo.digest(state)}
-        known |= {"of": backdoored.card["digest"], "data": work.copy}
-        write_safetensors(home / f"{repair}.safetensors", state, {"notes": json.dumps(known)})
+        facts: dict[str, Any] = rates | {"acc_images": len(y), "asr_images": len(triggered)}
+        facts |= {"clean_size": cell.clean_size}
+        facts |= {"defense": cell.defense, "switches": dict(cell.switches), "digest": zoo.digest(state)}
+        facts |= {"of": backdoored.card["digest"], "data": work.copy}
+        write_safetensors(home / f"{repair}.safetensors", state, {"notes": json.dumps(facts)})
         print(f"{name} {repair}: ACC {100 * rates['acc']:.2f} %, ASR {100 * rates['asr']:.2f} %")
     path, digest = home / "reach.safetensors", backdoored.card["digest"]
-    held = zoo.read(path) if path.exists() and header(path)["of"] == digest else {}
-    ceilings, peaks = reach({n: x for n, x in networks.items() if f"peak.{n}" not in held}, work.split.train_images)
-    write_safetensors(path, held | ceilings | peaks, {"of": digest})
+    tensors = zoo.read(path) if path.exists() and header(path)["of"] == digest else {}
+    ceilings, peaks = reach({n: x for n, x in networks.items() if f"peak.{n}" not in tensors}, work.split.train_images)
+    write_safetensors(path, tensors | ceilings | peaks, {"of": digest})
     text = json.dumps(answers(networks, backdoored)) + "\n"
     write_atomically(home / "answers.json", lambda part: part.write_text(text))
 
@@ -126,9 +126,9 @@ def rebuilt(model: nn.Module, repair: str, state: zoo.State) -> Wrapped:
 def _repaired(backdoored: zoo.Backdoored, repair: str, work: Work) -> tuple[Wrapped, Cell]:
     """A network repaired by the package's own function, from the clean images of its seed."""
     defense, switches = REPAIRS[repair]
-    known = backdoored.card["cell"]
-    size = round(SHARE * DATASETS[known["dataset"]].train)
-    cell = Cell(**known, defense=defense, clean_size=size, switches=switches)
+    settings = backdoored.card["cell"]
+    size = round(SHARE * DATASETS[settings["dataset"]].train)
+    cell = Cell(**settings, defense=defense, clean_size=size, switches=switches)
     images, labels = clean_images(work.split, cell)
     start = (backdoored.model, images, labels, augmentation(cell), derive(cell.seed, "defense"))
     test = work.split.test_images, work.split.test_labels
@@ -141,18 +141,18 @@ def _repaired(backdoored: zoo.Backdoored, repair: str, work: Work) -> tuple[Wrap
 
 @torch.inference_mode()
 def reach(networks: dict[str, nn.Module], images: torch.Tensor) -> tuple[zoo.State, zoo.State]:
-    """How far clean images (N, 3, H, W) go: the largest value at each place of each unit of the undefended network, by
-    unit, in half precision rounded up; and for every network the largest mean magnitude of each channel at its last
-    unit, as "peak.NAME"."""
+    """How far clean images (N, 3, H, W) go. First, by unit, the largest value at each place of the undefended network's
+    units, in half precision rounded up. Then, as "peak.NAME", the largest mean magnitude of each channel at the last
+    unit of every network."""
     ceilings: zoo.State = {}
     peaks: zoo.State = {}
     for name, network in networks.items():
-        with listening(network) as seen:
+        with listening(network) as outputs:
             for piece in images.split(500):
                 network(to_float(piece))
-                *_, last = seen.values()
+                *_, last = outputs.values()
                 _raise_to(peaks, f"peak.{name}", last.abs().mean((2, 3)))
-                for unit, output in seen.items() if name == "none" else ():
+                for unit, output in outputs.items() if name == "none" else ():
                     _raise_to(ceilings, unit, output)
     return {unit: _up(value) for unit, value in ceilings.items()}, peaks
 
@@ -160,42 +160,42 @@ def reach(networks: dict[str, nn.Module], images: torch.Tensor) -> tuple[zoo.Sta
 @torch.inference_mode()
 def answers(networks: dict[str, nn.Module], backdoored: zoo.Backdoored) -> dict[str, Any]:
     """The probabilities (PICTURES, classes) that each network gives for the page's pictures, clean and triggered."""
-    there = zoo.sample(backdoored.card["cell"]["dataset"])
-    assert there is not None
+    sample = zoo.sample(backdoored.card["cell"]["dataset"])
+    assert sample is not None
     assert backdoored.stamp is not None
-    clean = there[0][:PICTURES]
+    clean = sample[0][:PICTURES]
     inputs = {"clean": clean, "triggered": backdoored.stamp(clean)}
 
-    def asked(network: nn.Module, images: torch.Tensor) -> list[list[float]]:
+    def probabilities(network: nn.Module, images: torch.Tensor) -> list[list[float]]:
         return [[round(p, 6) for p in row] for row in network(to_float(images)).softmax(1).tolist()]
 
-    return {name: {kind: asked(network, x) for kind, x in inputs.items()} for name, network in networks.items()}
+    return {name: {kind: probabilities(network, x) for kind, x in inputs.items()} for name, network in networks.items()}
 
 
 @contextmanager
 def listening(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Inside, what each unit of a network gave at its last pass, by the unit's name, wrapped or not."""
     bare = network.model if isinstance(network, Wrapped) else network
-    seen: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
 
     def keep(unit: str) -> Callable:
         def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            seen[unit] = output
+            outputs[unit] = output
 
         return hook
 
     units = find(bare, torch.zeros(2, 3, 32, 32))
     hooks = [bare.get_submodule(unit).register_forward_hook(keep(unit)) for unit in units]
     try:
-        yield seen
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _raise_to(held: zoo.State, name: str, values: torch.Tensor) -> None:
+def _raise_to(state: zoo.State, name: str, values: torch.Tensor) -> None:
     top = values.amax(0)
-    held[name] = torch.maximum(held[name], top) if name in held else top
+    state[name] = torch.maximum(state[name], top) if name in state else top
 
 
 def _up(values: torch.Tensor) -> torch.Tensor:

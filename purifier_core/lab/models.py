@@ -60,8 +60,8 @@ class VGG16(nn.Module):
         channels = 3
         for number, plan in enumerate(BLOCKS, start=1):
             layers: list[nn.Module] = []
-            for wanted in plan:
-                out = max(1, round(width * wanted))
+            for full in plan:
+                out = max(1, round(width * full))
                 unit = (nn.Conv2d(channels, out, 3, padding=1), BatchNorm2d(out), nn.ReLU(inplace=True))
                 layers.append(nn.Sequential(*unit))
                 channels = out

@@ -53,10 +53,10 @@ def pack_cached(store: Store, device: str, say: Callable[[str], Any]) -> int:
     in the zoo that has no record makes room for one that has.
     """
     works: dict[str, Work] = {}
-    there, count = {name for name in zoo.names() if zoo.card(name)["record"] or name.endswith("-clean")}, 0
+    packed, count = {name for name in zoo.names() if zoo.card(name)["record"] or name.endswith("-clean")}, 0
     for name, seed in product(cells(), SEEDS):
         cell = cells(seed)[name]
-        if name in there or not any(store.models.glob(f"*-{cell.key()}-*.pt")):
+        if name in packed or not any(store.models.glob(f"*-{cell.key()}-*.pt")):
             continue
         if cell.dataset not in works:  # one dataset in memory at a time
             works = {cell.dataset: work(store, cell, device)}
@@ -64,7 +64,7 @@ def pack_cached(store: Store, device: str, say: Callable[[str], Any]) -> int:
             say(f"{cell}: no committed record comes from these weights; left out.")
             continue
         say(line(pack(works[cell.dataset], cell)))
-        there.add(name)
+        packed.add(name)
         count += 1
     return count
 

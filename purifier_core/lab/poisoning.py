@@ -12,8 +12,8 @@ from purifier_core.lab.methods import ATTACKS, DATASETS
 
 
 def wanted(attack: str, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """What an attack wants the network to say of stamped images with these labels (N,): the target class, whatever they
-    show; all-to-all the class after their own, and the first after the last.
+    """The classes (N,) that an attack wants for stamped images with these labels (N,): the target class for all.
+    All-to-all wants the class after the label's, and the first after the last.
 
     All-to-all is the second attack of BadNets (Gu et al., 2019, "BadNets: Evaluating Backdooring Attacks on Deep Neural
     Networks"), there on MNIST: digit i becomes i + 1. There poisoned images take the place of clean ones; here they are

@@ -22,7 +22,7 @@ AGREEING = 1000
 """Test images on which the answers under bf16 are compared with those in fp32."""
 
 WATCHED = 1000
-"""Clean and triggered test images, of each so many at most, on which a defense is watched after every epoch."""
+"""A defense is watched after every epoch on at most this many clean test images, and as many triggered ones."""
 
 
 class Curve:
@@ -103,16 +103,16 @@ def probe(cell: Cell, model: nn.Module, images: torch.Tensor, labels: torch.Tens
     is the share of it that is classified rightly."""
     target = wanted(cell.attack, labels, DATASETS[cell.dataset].classes)
     turned = labels != target
-    found: dict[str, Any] = {"ra": rates(model, labels, triggered, target)["ra"]}
+    diagnostics: dict[str, Any] = {"ra": rates(model, labels, triggered, target)["ra"]}
     if isinstance(model, Purified):
-        found["clean"] = diagnose(model, images, labels)
-        found["triggered"] = diagnose(model, triggered, target[turned], foreign=False)
+        diagnostics["clean"] = diagnose(model, images, labels)
+        diagnostics["triggered"] = diagnose(model, triggered, target[turned], foreign=False)
     if cell.defense in ("none", *GRANULARITIES) and cell.network == PROFILED:
         site: Any = _inside(model).last_conv
-        found["activations"] = activations(model, site, images, labels, triggered, turned)
+        diagnostics["activations"] = activations(model, site, images, labels, triggered, turned)
     if cell.defense == "none":
-        found["sample"] = {"clean": picture(images[turned][0]), "triggered": picture(triggered[0])}
-    return found
+        diagnostics["sample"] = {"clean": picture(images[turned][0]), "triggered": picture(triggered[0])}
+    return diagnostics
 
 
 def rates(model: nn.Module, labels: torch.Tensor, triggered: torch.Tensor, aims: torch.Tensor) -> dict[str, float]:
@@ -128,13 +128,13 @@ def diagnose(
     """What the units do on uint8 `images` whose masks' true labels are `labels`.
 
     Returns the share of images that the network (`network`), each head (`heads`) and the network with the true label's
-    masks (`oracle`) predict as `labels`, and with which the network's prediction equals the first head's
+    masks (`oracle`) predict as `labels`, and the share on which the network's prediction equals the first head's
     (`first_head_agreement`). `wrong_mask`: every mask is that of one other class, drawn by a fixed seed; the shares of
     images then predicted as `labels` (`label`) and as the mask's class (`mask`). A network that reads the image gives
     the first, one that reads the mask the second.
 
-    Without `foreign` masks there are only those that the network picks itself, and so no `oracle` and no `wrong_mask`.
-    Give the target class as labels of triggered images and `network` is ASR, `heads` are the heads'.
+    Without `foreign` there are only the masks that the network picks itself, so no `oracle` and no `wrong_mask`. With
+    the target class as labels of triggered images, `network` is ASR and `heads` are the heads'.
     """
     hits = torch.zeros(len(purified.sites), device=images.device)
     right = agree = oracle = label = mask = torch.zeros((), device=images.device)
@@ -155,15 +155,15 @@ def diagnose(
             misled = purified(batch, other).argmax(1)
             label, mask = label + (misled == y).sum(), mask + (misled == other).sum()
     total = len(images)
-    found = {
+    shares = {
         "network": float(right) / total,
         "heads": [float(h) / total for h in hits],
         "first_head_agreement": float(agree) / total,
     }
     if foreign:
-        found["oracle"] = float(oracle) / total
-        found["wrong_mask"] = {"label": float(label) / total, "mask": float(mask) / total}
-    return found
+        shares["oracle"] = float(oracle) / total
+        shares["wrong_mask"] = {"label": float(label) / total, "mask": float(mask) / total}
+    return shares
 
 
 @torch.inference_mode()
@@ -182,15 +182,15 @@ def activations(
     images where `turned` (N,) is True, by channel and by position. triggered and triggered_map: over `triggered`, the
     stamped copies of those.
     """
-    seen: list[torch.Tensor] = []
-    hook = _inside(model).get_submodule(site).register_forward_hook(lambda _m, _i, out: seen.append(out.abs()))
+    outputs: list[torch.Tensor] = []
+    hook = _inside(model).get_submodule(site).register_forward_hook(lambda _m, _i, out: outputs.append(out.abs()))
 
     def mean(x: torch.Tensor) -> torch.Tensor:
         total: Any = 0
         for piece in x.split(batch_size):
-            seen.clear()
+            outputs.clear()
             model(to_float(piece))
-            total = total + seen[0].double().sum(0)
+            total = total + outputs[0].double().sum(0)
         return total / max(1, len(x))
 
     try:

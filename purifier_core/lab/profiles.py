@@ -128,8 +128,8 @@ class Profile:
 
     def backdoored(self, dataset: str, attack: str) -> Recipe:
         """How the backdoored model of an attack on a dataset is trained; attack "none" is a clean model."""
-        other = dict(self.backdoor_on)
-        return other.get((dataset, attack)) or other.get((dataset,)) or self.backdoor
+        recipes = dict(self.backdoor_on)
+        return recipes.get((dataset, attack)) or recipes.get((dataset,)) or self.backdoor
 
     def anp_masks(self, dataset: str) -> Recipe:
         """How ANP's masks are trained on a dataset."""

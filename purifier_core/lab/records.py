@@ -59,8 +59,8 @@ class CorruptRecord(ValueError):
 def current(records: Iterable[Record]) -> tuple[dict[Cell, Record], dict[Cell, Record]]:
     """The finished and the failed records of today's code by cell; a cell that has both counts as finished."""
     of_today = [record for record in records if not record.stale]
-    done = {record.cell: record for record in of_today if not record.failed}
-    return done, {record.cell: record for record in of_today if record.failed and record.cell not in done}
+    finished = {record.cell: record for record in of_today if not record.failed}
+    return finished, {record.cell: record for record in of_today if record.failed and record.cell not in finished}
 
 
 class Store:
@@ -79,7 +79,7 @@ class Store:
         return self.folder / cell.profile / group / f"{name}-{cell.key()[:10]}-{fingerprint[:8]}{ending}"
 
     def find(self, cell: Cell, fingerprint: str = "") -> Record | None:
-        """A cell's finished record, or None. With a fingerprint given: the record on the data that has it."""
+        """A cell's finished record, or None. With a fingerprint: only the record on the data that has it."""
         pattern = self.path(cell, fingerprint or "*")
         for path in sorted(pattern.parent.glob(pattern.name)):
             record = self._read_or_warn(path)
@@ -125,8 +125,8 @@ class Store:
 def read(path: Path) -> Record:
     """Read one record file. Raises CorruptRecord unless it is whole and unaltered."""
     try:
-        written = path.stat()
-        return _read(path, written.st_mtime_ns, written.st_size)
+        status = path.stat()
+        return _read(path, status.st_mtime_ns, status.st_size)
     except OSError as problem:
         raise CorruptRecord(f"{path} cannot be read ({problem.strerror})") from problem
 

@@ -96,9 +96,9 @@ def look_up(experiment: Experiment, store: Store | None = None, reading: bool = 
     if reading or records_only():
         return _read(experiment, store)
     profile, reason = _to_compute(experiment)
-    found = _of_one_copy(store, experiment.cells(profile))
-    records = [record for record in found.values() if record]
-    return Results(experiment, profile, reason, records, [cell for cell, record in found.items() if record is None])
+    by_cell = _of_one_copy(store, experiment.cells(profile))
+    records = [record for record in by_cell.values() if record]
+    return Results(experiment, profile, reason, records, [cell for cell, record in by_cell.items() if record is None])
 
 
 def _to_compute(experiment: Experiment) -> tuple[str, str]:
@@ -114,10 +114,10 @@ def _to_compute(experiment: Experiment) -> tuple[str, str]:
 
 def _of_one_copy(store: Store, cells: list[Cell]) -> dict[Cell, Record | None]:
     """The records of some cells, of one copy of each dataset: the one with the most records."""
-    found = {cell: store.find(cell) for cell in cells}
-    main = main_copies(record for record in found.values() if record)
-    other = {cell for cell, r in found.items() if r and r.data["fingerprint"] != main[cell.dataset]}
-    return found | {cell: store.find(cell, main[cell.dataset]) for cell in other}
+    records = {cell: store.find(cell) for cell in cells}
+    main = main_copies(record for record in records.values() if record)
+    other = {cell for cell, r in records.items() if r and r.data["fingerprint"] != main[cell.dataset]}
+    return records | {cell: store.find(cell, main[cell.dataset]) for cell in other}
 
 
 def main_copies(records: Iterable[Record]) -> dict[str, str]:
@@ -127,27 +127,27 @@ def main_copies(records: Iterable[Record]) -> dict[str, str]:
 
 
 def _read(experiment: Experiment, store: Store) -> Results:
-    asked = experiment.profile
-    sizes = experiment.sizes if asked == "auto" else (asked,)
-    whole = experiment.whole()
-    places = [number(whole.cell(column, row, 0, sizes[-1])) for row, column in whole.places(sizes[-1])]
-    there = recorded(store, places, sizes)
+    request = experiment.profile
+    sizes = experiment.sizes if request == "auto" else (request,)
+    grid = experiment.whole()
+    places = [number(grid.cell(column, row, 0, sizes[-1])) for row, column in grid.places(sizes[-1])]
+    by_place = recorded(store, places, sizes)
     records, missing = [], []
     for place in dict.fromkeys(places):
-        at = [size for size in sizes if (place, size) in there]
+        choices = [size for size in sizes if (place, size) in by_place]
         if experiment.seeds_first:  # a single run of a large network hides no seeds of a small one
-            counts = {size: len(there[place, size]) for size in at}
-            at = enough_first(at, counts.__getitem__)
-        if at:
-            records += there[place, at[0]]
+            counts = {size: len(by_place[place, size]) for size in choices}
+            choices = enough_first(choices, counts.__getitem__)
+        if choices:
+            records += by_place[place, choices[0]]
         else:
             missing.append(place)
     used = [size for size in sizes if any(record.cell.profile == size for record in records)]
     profile = used[0] if used else sizes[-1]
-    reason = "as asked" if asked != "auto" else "the reference" if profile == "paper" else "the largest with records"
+    reason = "as asked" if request != "auto" else "the reference" if profile == "paper" else "the largest with records"
     seeds = sorted({record.cell.seed for record in records}) or experiment.seeds
     gaps = [replace(place, profile=profile, seed=seeds[0]) for place in missing]
-    return Results(replace(whole, seeds=seeds), profile, reason if used else "no records yet", records, gaps)
+    return Results(replace(grid, seeds=seeds), profile, reason if used else "no records yet", records, gaps)
 
 
 def enough_first(choices: Sequence[Choice], seeds: Callable[[Choice], int]) -> list[Choice]:
@@ -157,15 +157,15 @@ def enough_first(choices: Sequence[Choice], seeds: Callable[[Choice], int]) -> l
 
 def recorded(store: Store, numbers: list[Cell], sizes: tuple[str, ...]) -> dict[tuple[Cell, str], list[Record]]:
     """The finished records of some numbers, seed by seed, by number and profile; of one copy of each dataset."""
-    wanted = set(numbers)
-    every = [record for record in store.all() if record.cell.profile in sizes and number(record.cell) in wanted]
+    cells = set(numbers)
+    every = [record for record in store.all() if record.cell.profile in sizes and number(record.cell) in cells]
     usable = [record for record in every if not (record.failed or record.stale)]
     main = main_copies(usable)
-    found: dict[tuple[Cell, str], list[Record]] = {}
+    groups: dict[tuple[Cell, str], list[Record]] = {}
     for record in sorted(usable, key=lambda record: record.cell.seed):
         if record.data["fingerprint"] == main[record.cell.dataset]:
-            found.setdefault((number(record.cell), record.cell.profile), []).append(record)
-    return found
+            groups.setdefault((number(record.cell), record.cell.profile), []).append(record)
+    return groups
 
 
 def describe(record: Record) -> str:

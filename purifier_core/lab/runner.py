@@ -71,8 +71,8 @@ def run_all(
     if not unfinished or records_only():
         return every
 
-    def report(record: Record, done: int, of: int) -> None:
-        say(f"[{done}/{of}] {describe(record)}")
+    def report(record: Record, number: int, total: int) -> None:
+        say(f"[{number}/{total}] {describe(record)}")
 
     def way(results: Results) -> tuple[str, str, str]:
         return results.profile, results.experiment.device, results.experiment.curves
@@ -82,22 +82,22 @@ def run_all(
         missing = {cell.dataset for results in alike for cell in results.missing}
         cells = [c for results in alike for c in results.experiment.cells(profile) if c.dataset in missing]
         count = usual(profile, sum(len(results.missing) for results in alike)) if workers is None else workers
-        found = _compute(
+        updates = _compute(
             list(dict.fromkeys(cells)), store, profile, device, curves == "on", report, say, count, scheduler
         )
         for results in alike:
-            known = {record.cell: record for record in results.records} | found
-            there = {cell: known.get(cell) for cell in results.experiment.cells(profile)}
-            results.records = [record for record in there.values() if record and not record.failed]
-            results.failed = [record for record in there.values() if record and record.failed]
-            results.missing = [cell for cell, record in there.items() if record is None or record.failed]
+            records = {record.cell: record for record in results.records} | updates
+            by_cell = {cell: records.get(cell) for cell in results.experiment.cells(profile)}
+            results.records = [record for record in by_cell.values() if record and not record.failed]
+            results.failed = [record for record in by_cell.values() if record and record.failed]
+            results.missing = [cell for cell, record in by_cell.items() if record is None or record.failed]
     return every
 
 
 def usual(profile: str, missing: int) -> int:
-    """How many processes compute where nobody said: two if a cell keeps one core busy and there are two of both.
+    """How many processes compute by default: two if a cell keeps one core busy, and there are two cells and two cores.
 
-    The numbers are the same with any number.
+    The results are the same with any number.
     """
     return min(2, os.cpu_count() or 1, max(1, missing)) if PROFILES[profile].threads == 1 else 1
 
@@ -152,9 +152,9 @@ def _compute(
             works = {dataset: Work(store, profile, dataset, device, curves) for dataset in datasets}
             copies = {dataset: work.copy for dataset, work in works.items()}
         # Records on another copy of the data do not count beside new ones: a table holds one copy.
-        found = {cell: store.find(cell, copies[cell.dataset]["fingerprint"]) for cell in cells}
-        done = {cell: record for cell, record in found.items() if record}
-        todo = [cell for cell in cells if cell not in done]
+        records = {cell: store.find(cell, copies[cell.dataset]["fingerprint"]) for cell in cells}
+        finished = {cell: record for cell, record in records.items() if record}
+        todo = [cell for cell in cells if cell not in finished]
         if submit:
             works = {}
             run = partial(_by_others, submit, lost, job)
@@ -164,22 +164,22 @@ def _compute(
             if not record.data:  # no worker lived to store it
                 record = replace(record, data=copies[record.cell.dataset])
                 store.save(record)
-            done[record.cell] = record
+            finished[record.cell] = record
             report(record, number, len(todo))
-    return done
+    return finished
 
 
 def _with_those_left(todo: list[Cell], run: Any, say: Callable[[str], Any]) -> Iterator[Record]:
     """The records that `run` finds or computes; last, those of the cells that other runs were computing."""
-    left = []
-    for found in run(todo, False):
-        if isinstance(found, Cell):
-            left.append(found)
+    cells = []
+    for result in run(todo, False):
+        if isinstance(result, Cell):
+            cells.append(result)
         else:
-            yield found
-    if left:
-        say(f"{len(left)} cells are being computed by another run on the same folder; waiting for it.")
-        yield from run(left, True)
+            yield result
+    if cells:
+        say(f"{len(cells)} cells are being computed by another run on the same folder; waiting for it.")
+        yield from run(cells, True)
 
 
 def _by_this(works: dict[str, Work], todo: list[Cell], wait_for_others: bool) -> Iterator[Record | Cell]:
@@ -253,14 +253,14 @@ def _by_others(
         for task in wait(waiting, return_when=FIRST_COMPLETED).done:
             cells, after = waiting.pop(task)
             try:
-                found = task.result()
+                results = task.result()
             except lost as problem:
                 error = f"{type(problem).__name__}: {problem}"
                 yield from (Record(c, c.key(), {}, error=error, provenance=provenance("lost")) for c in cells + after)
                 continue
             for cell in after:
                 waiting[submit(_task, job, [], [cell], wait_for_others)] = [cell], []
-            yield from found
+            yield from results
 
 
 def _task(job: Job, starts: list[Cell], cells: list[Cell], wait_for_others: bool) -> list[Record | Cell]:

@@ -32,10 +32,10 @@ def _inside(part: str, *path: str) -> Callable[[Record], Any]:
     """A nested value of a record's dictionary, or None."""
 
     def value(record: Record) -> Any:
-        found: Any = getattr(record, part)
+        entry: Any = getattr(record, part)
         for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
+            entry = entry.get(name) if isinstance(entry, dict) else None
+        return entry
 
     return value
 
@@ -111,15 +111,15 @@ def export(store: Store, path: Path, profile: str | None = None) -> int:
     import pandas as pd
 
     one_of("the ending of table", path.suffix, ENDINGS)
-    if not (found := rows(store, profile)):
+    if not (content := rows(store, profile)):
         return 0
     kinds = {"string": "string", "number": "Float64", "integer": "Int64", "boolean": "boolean"}
-    table = pd.DataFrame(found).astype({name: kinds[column.kind] for name, column in COLUMNS.items()})
+    table = pd.DataFrame(content).astype({name: kinds[column.kind] for name, column in COLUMNS.items()})
     writing = table.to_csv if path.suffix == ".csv" else table.to_parquet
     write_atomically(path, partial(writing, index=False))
     text = json.dumps(description(path.name), indent=1) + "\n"
     write_atomically(path.with_suffix(".datapackage.json"), lambda part: part.write_text(text))
-    return len(found)
+    return len(content)
 
 
 def description(file: str) -> dict[str, Any]:

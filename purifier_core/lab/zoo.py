@@ -85,13 +85,13 @@ def card(name: str) -> dict[str, Any]:
 def load(name: str) -> Backdoored:
     """A network of the zoo by name, such as "cifar10-blend". Raises ConfigError for an unknown name, and where the
     weights are not those of the card."""
-    known, path = card(name), FOLDER / name / "weights.safetensors"
+    facts, path = card(name), FOLDER / name / "weights.safetensors"
     state = read(path)
-    if digest(state) != known["digest"]:
+    if digest(state) != facts["digest"]:
         raise ConfigError(f"{path} does not match its card; restore the file.")
     trigger = FOLDER / name / "trigger.safetensors"
     stamp = Stamp(**read(trigger)) if trigger.exists() else None
-    return Backdoored(filled(known["cell"]["network"], known["classes"], state), known, stamp)
+    return Backdoored(filled(facts["cell"]["network"], facts["classes"], state), facts, stamp)
 
 
 def filled(network: str, classes: int, state: State) -> nn.Module:
@@ -148,9 +148,9 @@ def sample(dataset: str) -> tuple[torch.Tensor, torch.Tensor] | None:
 def on_sample(model: nn.Module, stamp: Stamp | None, dataset: str) -> dict[str, int] | None:
     """How many of a dataset's sample a network names right, and, of those of other classes, how many the trigger
     turns."""
-    if (there := sample(dataset)) is None:
+    if (pair := sample(dataset)) is None:
         return None
-    images, labels = there
+    images, labels = pair
     counts = {"images": len(labels), "right": int((predict(model, images) == labels).sum())}
     if stamp:
         others = labels != TARGET_CLASS
@@ -167,31 +167,31 @@ def write(name: str, folder: Path) -> str:
     """
     import shutil
 
-    known = load(name)
+    network = load(name)
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted((FOLDER / name).iterdir()):
         shutil.copy(file, folder / file.name)
-    images, labels = _pictures(known.card["cell"]["dataset"])
+    images, labels = _pictures(network.card["cell"]["dataset"])
     _save(images[:IMAGES], labels[:IMAGES], folder / "clean")
     others = labels[IMAGES:] != TARGET_CLASS
     options = ""
-    if known.stamp:
-        stamped = known.stamp(images[IMAGES:][others])[:IMAGES]
+    if network.stamp:
+        stamped = network.stamp(images[IMAGES:][others])[:IMAGES]
         _save(stamped, labels[IMAGES:][others][:IMAGES], folder / "triggered")
         options = f" --triggered {folder / 'triggered'} --target {TARGET_CLASS:02d}"
-    cell = known.card["cell"]
+    cell = network.card["cell"]
     return (
-        f"purifier fix --model {__name__}:{cell['network']} --classes {known.card['classes']} "
+        f"purifier fix --model {__name__}:{cell['network']} --classes {network.card['classes']} "
         f"--weights {folder / 'weights.safetensors'} --images {folder / 'clean'}{options} "
         f"--class-index --size 32 --normalize none --method scan-repair --out {folder / 'purified.safetensors'}"
     )
 
 
 def _pictures(dataset: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Test images and labels: of IMAGES clean and IMAGES of other classes than the target there are enough."""
-    there = sample(dataset)
-    if there and int((there[1][IMAGES:] != TARGET_CLASS).sum()) >= IMAGES:
-        return there
+    """Test images and labels, enough for IMAGES clean ones and IMAGES more of other classes than the target."""
+    pair = sample(dataset)
+    if pair and int((pair[1][IMAGES:] != TARGET_CLASS).sum()) >= IMAGES:
+        return pair
     split = data.load(dataset)
     order = torch.randperm(len(split.test_labels), generator=torch.Generator().manual_seed(0))[: 3 * IMAGES]
     return split.test_images[order], split.test_labels[order]

@@ -1,4 +1,4 @@
-"""The methods, one file each, with one shape: a model and data in, a `Defended` out; `defend` is its cell in the lab.
+"""The methods, one file each, with one shape: a model and data in, a `Defended` out; `defend` runs it for a cell.
 
 Every function takes `Inputs`, leaves the given model alone, and takes its randomness from the seed alone.
 """
@@ -48,8 +48,8 @@ class Inputs:
     seed: int = 0
     watch: Watch | None = None
 
-    def __getitem__(self, kept: slice | torch.Tensor) -> "Inputs":
-        return replace(self, images=self.images[kept], labels=self.labels[kept])
+    def __getitem__(self, index: slice | torch.Tensor) -> "Inputs":
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     @property
     def data(self) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -110,11 +110,11 @@ def recount_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: int = 
     for layer in layers:
         layer.reset_running_stats()
     model.train()
-    seen = 0
+    count = 0
     for piece in images.split(batch_size):
-        seen += len(piece)
+        count += len(piece)
         for layer in layers:
-            layer.momentum = len(piece) / seen
+            layer.momentum = len(piece) / count
         model(to_float(piece))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -13,7 +13,7 @@ epochs isolate poison alone on CIFAR-10 (precision 1.0, seeds 0 and 1); on MNIST
 GTSRB (0.95, 0) an easy clean class often has the lower loss, and precision swings between 0 and 1 within half an
 epoch. No other schedule tried there isolates at every seed: learning rates of 0.01 to 0.1, batches of 64 to 1,024, 20
 steps to 8 epochs, a second epoch at a hundredth of the rate, gamma 1 and 1.5. So the schedule stays. A user of ABL
-could not choose it by precision anyway, which takes knowing the poison.
+could not choose it by precision anyway: that takes knowing the poison.
 """
 
 import copy
@@ -63,14 +63,14 @@ def abl(
     anew over the images that were not isolated.
     """
     model, images = copy.deepcopy(inputs.model).train(), inputs.images
-    elsewhere = inputs.augment if score_augmented else NO_AUGMENT
+    augment = inputs.augment if score_augmented else NO_AUGMENT
 
     def train(stage: int, chosen: torch.Tensor | slice, **options: Any) -> Effort:
         return inputs[chosen].fit(model, stages[stage], seed=inputs.seed + stage, **options)
 
     ascend = partial(local_gradient_ascent, gamma=gamma)
-    effort = train(0, slice(None), augment=elsewhere, loss=ascend, title="ABL isolation")
-    scores = sample_losses(model, images, inputs.labels, elsewhere, inputs.seed)
+    effort = train(0, slice(None), augment=augment, loss=ascend, title="ABL isolation")
+    scores = sample_losses(model, images, inputs.labels, augment, inputs.seed)
     order = scores.argsort(stable=True)
     count = max(2, round(isolated_share * len(images)))
     isolated, others = order[:count], order[count:].sort().values
@@ -78,7 +78,7 @@ def abl(
     model.train()
     effort += train(1, rest, title="ABL finetuning")
     model.train(batchnorm != "frozen")
-    effort += train(2, isolated, augment=elsewhere, loss=ascent, title="ABL unlearning")
+    effort += train(2, isolated, augment=augment, loss=ascent, title="ABL unlearning")
     if batchnorm == "recounted":
         recount_batchnorm(model, images[others])
     return Defended(model, effort, {"isolated": isolated.tolist()})
@@ -96,7 +96,7 @@ def sample_losses(
 
 
 def defend(given: Given) -> Defended:
-    """ABL in the lab. What was isolated is told by number, and how much of it bears the trigger."""
+    """ABL in the lab. The diagnostics count the isolated images, and those of them that bear the trigger."""
     isolate, tune, unlearn = (given.adapted(stage) for stage in given.profile.abl)
     defended = abl(
         given,

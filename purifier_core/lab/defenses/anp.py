@@ -82,17 +82,17 @@ def anp(
     def choose() -> tuple[str | None, dict[str, nn.Module], dict[str, float]]:
         """The chosen tau, the pruned network and its held-out accuracy at every tau. Equal networks are one object."""
         sweep: dict[str, nn.Module] = {}
-        kept: dict[str, float] = {}
+        scores: dict[str, float] = {}
         counts: dict[int, str] = {}
         for tau in TAUS:
             label, count = f"{tau:.2f}", sum(int((mask <= tau).sum()) for mask in masks.values())
             alike = counts.setdefault(count, label)
             sweep[label] = sweep[alike] if alike in sweep else prune(model, masks, tau)
-            kept[label] = kept[alike] if alike in kept else accuracy(sweep[label], chosen.images, chosen.labels)
+            scores[label] = scores[alike] if alike in scores else accuracy(sweep[label], chosen.images, chosen.labels)
         return (
-            max((tau for tau, value in kept.items() if value >= full - max_drop), key=float, default=None),
+            max((tau for tau, value in scores.items() if value >= full - max_drop), key=float, default=None),
             sweep,
-            kept,
+            scores,
         )
 
     every = max(1, round(steps * recipe.batch_size / len(work.images) / WATCHED))
@@ -115,14 +115,14 @@ def anp(
         steps=steps,
         title="ANP masks",
     )
-    best, sweep, kept = choose()
+    best, sweep, scores = choose()
     values = torch.cat([m.detach() for m in masks.values()])
     notes = {
         "admissible": best is not None,
         "tau": best and float(best),
         "pruned": int((values <= float(best)).sum()) if best else 0,
         "channels": len(values),
-        "held_out": kept,
+        "held_out": scores,
     }
     return Defended(sweep[best] if best else copy.deepcopy(model), effort, notes, sweep)
 
@@ -138,8 +138,8 @@ def prune(model: nn.Module, masks: dict[str, nn.Parameter], tau: float) -> nn.Mo
 
 def defend(given: Given) -> Defended:
     """ANP in the lab. Its masks are trained without weight decay under any switch."""
-    asked = given.cell.switch("anp_steps")
-    steps = given.profile.anp_steps if asked == "profile" else int(asked)
+    switch = given.cell.switch("anp_steps")
+    steps = given.profile.anp_steps if switch == "profile" else int(switch)
     masks = given.profile.anp_masks(given.cell.dataset)
     recipe = replace(masks, bf16=rounded(given.cell, given.images.device))
     return anp(given, recipe=recipe, steps=steps, **given.constants)

@@ -27,7 +27,7 @@ def ft_sam(
     rho: float = Constants.ft_sam_rho,
     smoothing: float = Constants.ft_sam_smoothing,
 ) -> Defended:
-    """Finetune a copy of the model so; the last epoch is the result. BatchNorm counts the first pass alone."""
+    """Finetune a copy of the model this way; the last epoch is the result. BatchNorm counts the first pass alone."""
     tuned = copy.deepcopy(inputs.model).train()
 
     def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -54,9 +54,9 @@ def _climbed(weights: dict[str, nn.Parameter], slopes: tuple[torch.Tensor, ...],
 
 
 def smooth(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Cross-entropy to labels of which all other classes have `smoothing` among them."""
-    wanted = torch.full_like(logits, smoothing / (logits.shape[1] - 1))
-    return F.cross_entropy(logits, wanted.scatter(1, labels[:, None], 1 - smoothing))
+    """Cross-entropy to smoothed labels: all other classes share `smoothing`."""
+    targets = torch.full_like(logits, smoothing / (logits.shape[1] - 1))
+    return F.cross_entropy(logits, targets.scatter(1, labels[:, None], 1 - smoothing))
 
 
 def defend(given: Given) -> Defended:

@@ -1,13 +1,13 @@
 """I-BAU (Zeng et al., 2022, "Adversarial Unlearning of Backdoors via Implicit Hypergradient").
 
-Minimax: a universal perturbation that raises the loss, and weights that lower it again. Since the perturbation depends
-on the weights, their gradient is the implicit one, of which a fixed-point iteration gives an approximation.
+Minimax: a universal perturbation that raises the loss, and weights that lower it again. The perturbation depends on the
+weights, so their gradient is the implicit one; a fixed-point iteration approximates it.
 
 A round, with the network in eval mode, as in the authors' code (github.com/YiZeng623/I-BAU, defense.py):
 
 1. From d = 0, one step of size 10 for each batch down -CE(f(x + d), f's own answers) + 0.001 |d|^2.
-2. For each batch a step of Adam on the hypergradient of CE(f(x'), y), where x' has d on 1 % of the images, 5
-   iterations of the fixed point of d - 0.1 * slope of the inner loss on the first batch.
+2. For each batch a step of Adam on the hypergradient of CE(f(x'), y). x' has d on 1 % of the images. The hypergradient
+   takes 5 iterations of the fixed point of d - 0.1 * slope of the inner loss on the first batch.
 
 Settings as there: 5 rounds, learning rate 1e-3, batches of 100 in a fixed order, no augmentation.
 """
@@ -58,7 +58,7 @@ def i_bau(
         perturbation = _perturbation(network, batches, step, penalty)
         total = 0.0
         for x, y in batches:
-            count = max(1, int(portion * len(x)))  # there as many as that comes to, none of fewer than 100
+            count = max(1, int(portion * len(x)))  # the authors' code sets no minimum: none of fewer than 100
             chosen = torch.zeros(len(x), 1, 1, 1)
             chosen[torch.randperm(len(x), generator=draws)[:count]] = 1.0
             moved = perturbation.requires_grad_()
@@ -71,8 +71,8 @@ def i_bau(
         losses.append(round(total / len(images), 6))
         if inputs.watch is not None:
             inputs.watch(network, round_ + 1)
-    seen = 2 * recipe.epochs * len(images)
-    effort = Effort(float(recipe.epochs), seen, time.perf_counter() - started, losses)
+    image_count = 2 * recipe.epochs * len(images)
+    effort = Effort(float(recipe.epochs), image_count, time.perf_counter() - started, losses)
     return Defended(
         network.requires_grad_(True), effort, {"perturbation": round(float(perturbation.detach().norm()), 4)}
     )
@@ -82,16 +82,16 @@ def _perturbation(
     network: nn.Module, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], step: float, penalty: float
 ) -> torch.Tensor:
     """A universal perturbation (1, C, H, W) away from the network's own answers, one step for each batch."""
-    found = torch.zeros_like(to_float(batches[0][0][:1]))
+    perturbation = torch.zeros_like(to_float(batches[0][0][:1]))
     for x, _ in batches:
         clean = to_float(x)
         with torch.no_grad():
             own = network(clean).argmax(1)
-        moved = found.requires_grad_()
+        moved = perturbation.requires_grad_()
         loss = penalty * moved.pow(2).sum() - F.cross_entropy(network(clean + moved), own)
         (slope,) = torch.autograd.grad(loss, moved)
-        found = moved.detach() - step * slope
-    return found
+        perturbation = moved.detach() - step * slope
+    return perturbation
 
 
 def hypergradient(
@@ -104,8 +104,8 @@ def hypergradient(
 ) -> list[torch.Tensor]:
     """The gradient of `loss` by the weights, with the perturbation as the fixed point of a step down `inner`.
 
-    With J the Jacobian of that step's result by the perturbation, v = sum over k < iterations of (J^T)^k applied to the
-    loss's slope by the perturbation, and the step's dependence on the weights carries v to them.
+    J is the Jacobian of that step's result by the perturbation. v is the sum over k < iterations of (J^T)^k applied to
+    the loss's slope by the perturbation. The step's dependence on the weights carries v to them.
     """
     by_perturbation, *by_weights = torch.autograd.grad(loss, [perturbation, *weights], retain_graph=True)
     (slope,) = torch.autograd.grad(inner(perturbation), perturbation, create_graph=True)

@@ -47,19 +47,19 @@ def nad(
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     student = copy.deepcopy(inputs.model).train()
-    seen: dict[nn.Module, list[torch.Tensor]] = {student: [], teacher: []}
-    for network, maps in seen.items():
+    outputs: dict[nn.Module, list[torch.Tensor]] = {student: [], teacher: []}
+    for network, maps in outputs.items():
         for site in sites:
             network.get_submodule(site).register_forward_hook(lambda _m, _i, out, maps=maps: maps.append(out))
 
     def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        for maps in seen.values():
+        for maps in outputs.values():
             maps.clear()
         total = F.cross_entropy(network(x), y)
         with torch.no_grad():
             teacher(x)
-        for depth, (ours, theirs) in enumerate(zip(seen[student], seen[teacher], strict=True)):
-            total = total + (beta if depth else beta_first) * F.mse_loss(attention(ours), attention(theirs))
+        for depth, (student_map, teacher_map) in enumerate(zip(outputs[student], outputs[teacher], strict=True)):
+            total = total + (beta if depth else beta_first) * F.mse_loss(attention(student_map), attention(teacher_map))
         return total
 
     effort += inputs.fit(student, recipe, seed=inputs.seed + 1, loss=loss, title="NAD student")

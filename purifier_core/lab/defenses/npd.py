@@ -6,8 +6,8 @@ config/defense/npd): 5 epochs of warm-up with BatchNorm counting, then 50 with i
 
     CE(f(x), y) + 0.4 CE(f(x'), f's own answer to x) - 0.4 log(1 - p'_s) - 0.4 log(1 - p'_t)
 
-where x' is x moved towards t, its likeliest class beside y, by at most 2 steps of 0.1 a pixel by the gradient's sign,
-within an L2 ball of 3; p' = softmax f(x'), and s is the likeliest class of x' beside y. The steps end once 60 % of a
+Here x' is x moved towards t, its likeliest class beside y: by at most 2 steps of 0.1 a pixel along the gradient's sign,
+within an L2 ball of 3. p' = softmax f(x'), and s is the likeliest class of x' beside y. The steps end once 60 % of a
 batch have reached t. No augmentation.
 """
 
@@ -45,11 +45,11 @@ def npd(
     polarizer = Polarizer(first.in_channels).to(inputs.images.device)
     replace(network, place, nn.Sequential(polarizer, first))
 
-    def loss(given: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        plain = given(x)
+    def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        plain = model(x)
         with torch.no_grad():
             own, target = plain.argmax(1), second(plain, y)
-        answers = given(attack(given, x, target, radius, step, steps))
+        answers = model(attack(model, x, target, radius, step, steps))
         rest = (1.0001 - answers.softmax(1)).log()
         away = F.nll_loss(rest, second(answers, y)) + F.nll_loss(rest, target)
         return F.cross_entropy(plain, y) + weight * (F.cross_entropy(answers, own) + away)
@@ -80,8 +80,8 @@ def second(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def attack(
     network: nn.Module, x: torch.Tensor, target: torch.Tensor, radius: float, step: float, steps: int
 ) -> torch.Tensor:
-    """Images in [0, 1], each moved by itself towards its target class. A pixel at 0 or 1 has its slope too: this
-    version of torch says that a clamp has none there, and black backgrounds would stay."""
+    """Images in [0, 1], each moved by itself towards its target class. A pixel at 0 or 1 has its slope too: in
+    this version of torch a clamp has none there, and black backgrounds would stay."""
     moved = torch.zeros_like(x)
     for _ in range(steps):
         total = x + moved

@@ -12,30 +12,30 @@ from purifier_core.training import Effort
 def defend(given: Given) -> Defended:
     """The repaired network, and what the scan found; where nothing stands out it is the given one.
 
-    Beside the scan, and apart from its seconds, stands what the detector without images says of the same network: from
-    10 starts a class where there are 10 classes, and fewer where there are more.
+    The detector without images judges the same network beside it, outside of the scan's seconds: from 10 starts a class
+    where there are 10 classes, and fewer where there are more.
     """
     findings = scan(*given.data, how=given.profile.scanning, seed=given.seed)
     classes = len(findings.margins["pixel"])
     starts = max(3, 100 // classes)
     channels, height, width = given.images.shape[1:]
-    other = maximal_margins(given.model, (channels, height, width), starts=starts, seed=given.seed)
+    maximal = maximal_margins(given.model, (channels, height, width), starts=starts, seed=given.seed)
     model = repair(*given.data, findings, how=given.profile.unlearning, seed=given.seed)
     notes: dict[str, Any] = {
         "verdict": findings.verdict,
         "reason": findings.reason,
         "p": findings.p,
-        "suspects": [_told(candidate) for candidate in findings.suspects],
-        "candidates": [_told(candidate) for candidate in findings.candidates],
+        "suspects": [_entry(candidate) for candidate in findings.suspects],
+        "candidates": [_entry(candidate) for candidate in findings.candidates],
         "scan_seconds": round(findings.seconds, 2),
-        "maximal": {"target": other.target, "p": other.p, "starts": starts, "seconds": round(other.seconds, 2)},
+        "maximal": {"target": maximal.target, "p": maximal.p, "starts": starts, "seconds": round(maximal.seconds, 2)},
     }
     if isinstance(model, Repaired):
         notes |= {"quantile": model.quantile, "changed": model.changed, "sites": list(model.sites)}
-        return Defended(model, model.effort, notes, aside=other.seconds)
-    return Defended(model, Effort(seconds=findings.seconds), notes, aside=other.seconds)
+        return Defended(model, model.effort, notes, aside=maximal.seconds)
+    return Defended(model, Effort(seconds=findings.seconds), notes, aside=maximal.seconds)
 
 
-def _told(candidate: Candidate) -> dict[str, Any]:
+def _entry(candidate: Candidate) -> dict[str, Any]:
     """A candidate for a record, without its stamp."""
     return {name: value for name, value in vars(candidate).items() if name != "stamp"}

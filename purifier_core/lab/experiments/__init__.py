@@ -26,20 +26,20 @@ def from_notebook(name: str, namespace: Mapping[str, Any]) -> Experiment:
     experiment stops the notebook with a ConfigError that names the known ones.
     """
     kind = EXPERIMENTS[one_of("experiment", name, EXPERIMENTS)]
-    known = sorted((f.name for f in fields(kind)), key=lambda name: name != kind.axis)  # the axis first
-    return kind(**parameters(name, namespace, known))
+    names = sorted((f.name for f in fields(kind)), key=lambda name: name != kind.axis)  # the axis first
+    return kind(**parameters(name, namespace, names))
 
 
 def parameters(name: str, namespace: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
     """The variables of a notebook, when all of them are known; otherwise a ConfigError."""
     hidden = {"In", "Out", "get_ipython", "exit", "quit", "open"}
-    given = {
+    variables = {
         k: v
         for k, v in namespace.items()
         if k in known or not (k.startswith("_") or k in hidden or isinstance(v, types.ModuleType) or callable(v))
     }
-    for unknown in given.keys() - set(known):
+    for unknown in variables.keys() - set(known):
         close = difflib.get_close_matches(unknown, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{unknown!r} is not a parameter of {name}; its parameters: {', '.join(known)}.{hint}")
-    return given
+    return variables

@@ -86,9 +86,9 @@ class Defenses(AttackGrid):
 
     def places(self, profile: str) -> list[tuple[Any, Column]]:
         """All but ABL against an attacker who knows: it trains its own network, from images that are BadNets'."""
-        known = {name for name, attack in ATTACKS.items() if attack.group == OURS}
+        adaptive = {name for name, attack in ATTACKS.items() if attack.group == OURS}
         every = super().places(profile)
-        return [(row, column) for row, column in every if not (column.defense == "abl" and row[0] in known)]
+        return [(row, column) for row, column in every if not (column.defense == "abl" and row[0] in adaptive)]
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Repairs(AttackGrid):
 
     def rows(self, profile: str) -> tuple[Any, ...]:
         """The attacks and datasets asked for, as pairs, and a clean network of each dataset."""
-        asked = super().rows(profile)
-        return tuple(dict.fromkeys([*asked, *(("none", dataset) for _, dataset in asked)]))
+        pairs = super().rows(profile)
+        return tuple(dict.fromkeys([*pairs, *(("none", dataset) for _, dataset in pairs)]))
 
     def places(self, profile: str) -> list[tuple[Any, Column]]:
         """All, but the clean network alone where it is only the line for another attack."""

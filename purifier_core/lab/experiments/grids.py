@@ -154,5 +154,5 @@ class Table(Experiment):
 
     def cell(self, column: Column, row: Any, seed: int, profile: str) -> Cell:
         """The cell behind one number of the table."""
-        at = {"clean_size": self.clean_size, "poison_ratio": self.poison_ratio} | {self.axis: row}
-        return self.made(column, "mnist", at["clean_size"], seed, profile, poison_ratio=at["poison_ratio"])
+        values = {"clean_size": self.clean_size, "poison_ratio": self.poison_ratio} | {self.axis: row}
+        return self.made(column, "mnist", values["clean_size"], seed, profile, poison_ratio=values["poison_ratio"])
