@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from purifier_core.files import ROOT
 from purifier_core.lab import methods
 from purifier_core.lab.cells import TARGET_CLASS
+from purifier_core.lab.experiments.comparison import Repairs
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.methods import ATTACKS, DATASETS, title
 from purifier_core.lab.records import Record, Store
@@ -65,12 +66,13 @@ def table(results: Results) -> pd.DataFrame:
 def fewer(results: Results, store: Store | None = None) -> pd.DataFrame:
     """Scan-repair by its number of clean images: means and ranges over seeds in percent, by row and metric, of the rows
     with a record at one of FEWER."""
-    sizes = dict.fromkeys((results.experiment.clean_size, *FEWER))
-    at = {size: look_up(replace(results.experiment, clean_size=size), store) for size in sizes}
+    grid = cast(Repairs, results.experiment)
+    sizes = dict.fromkeys((grid.clean_size, *FEWER))
+    at = {size: look_up(replace(grid, clean_size=size), store) for size in sizes}
     heads = {size: f"{size:,} ({100 * size / DATASETS['mnist'].train:g} %)" for size in sizes}
     lines = {
         (row_label(row), metric): {heads[size]: _text(at[size], row, OURS, metric) for size in sizes}
-        for row in results.experiment.rows(results.profile)
+        for row in grid.rows(results.profile)
         if any((row, OURS) in at[size].found for size in FEWER)
         for metric in METRICS
     }
