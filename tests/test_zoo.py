@@ -151,6 +151,7 @@ def outcome(scan: str, target: int, **rates: tuple[float, float]) -> dict:
     shares = {name: {"before": {"share": before}, "after": {"share": after}} for name, (before, after) in rates.items()}
     best = {"family": "patch", "target": target, "p": 0.01}
     told = {"scan": scan, "candidates": [best, best | {"family": "lines", "target": 9, "p": 0.4}], "rates": shares}
+    told |= {"images": {"method": 150, "held_out": 50}}
     return told | {"target": {"index": 5} if "ASR" in rates else None, "status": 1, "cpu_seconds": 61.2}
 
 
@@ -173,6 +174,13 @@ def test_the_page_counts_what_fails_by_name():
     assert clean == "Of 2 clean networks nothing stands out in 1 (not alarm)."
     assert weak == "The attack itself did not take in weak."
     assert missing == f"Not tried yet: {', '.join(NAMES)}."
+    assert pages.advice(every).endswith(
+        "with 200 clean images it leaves an ASR of at most 10 % in 3 of the 4 networks of the zoo whose backdoor took; "
+        "stays passes it."
+    )
+    assert pages.advice({"good": every["good"]}).endswith(
+        "1 of the 1 networks of the zoo whose backdoor took; none passes it."
+    )
     row = pages.table(every).loc["good"]
     assert row["the scan"] == "backdoor suspected: class 5, patch"
     assert row["RA, before → after"] == "0.0 → 97.0"

@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.files import ROOT
+from purifier_core.pages.statistics import TAKEN
 from purifier_core.recipes import NOTHING, SUSPECTED
 
 PATH = ROOT / "data" / "zoo" / "commands.json"
-TOOK = 0.5  # of the ASR before: less is no backdoor that took
 GONE = 0.1  # of the ASR after
 
 Outcome = dict[str, Any]
@@ -31,11 +31,11 @@ def reading(outcomes: dict[str, Outcome] | None = None) -> list[str]:
     outcomes = recorded() if outcomes is None else outcomes
     if not outcomes:
         return ["No outcome is recorded yet."]
-    took = {name: outcome for name, outcome in outcomes.items() if _asr(outcome, "before") >= TOOK}
+    took = _taken(outcomes)
     clean = {name: outcome for name, outcome in outcomes.items() if "ASR" not in outcome["rates"]}
     weak = [name for name in outcomes if name not in took and name not in clean]
     missed = [name for name, outcome in took.items() if not _named(outcome)]
-    stayed = [name for name, outcome in took.items() if _asr(outcome, "after") > GONE]
+    stayed = _passing(took)
     alarms = [name for name, outcome in clean.items() if outcome["scan"] != NOTHING]
     lines = [
         f"Of {len(took)} networks with a backdoor that took, the scan names the attacker's class in "
@@ -46,6 +46,29 @@ def reading(outcomes: dict[str, Outcome] | None = None) -> list[str]:
     missing = [path.parent.name for path in sorted(PATH.parent.glob("*/card.json")) if path.parent.name not in outcomes]
     lines += [f"The attack itself did not take in {', '.join(weak)}."] if weak else []
     return lines + ([f"Not tried yet: {', '.join(missing)}."] if missing else [])
+
+
+def advice(outcomes: dict[str, Outcome] | None = None) -> str:
+    """Which repair to use, for what, and what passes it."""
+    took = _taken(recorded() if outcomes is None else outcomes)
+    if not took:
+        return "No repair of a backdoored network is recorded yet."
+    passing = _passing(took)
+    images = max(outcome["images"]["method"] + outcome["images"]["held_out"] for outcome in took.values())
+    rest = f"{' and '.join(passing)} pass" if len(passing) > 1 else f"{passing[0]} passes" if passing else "none passes"
+    return (
+        "**To repair a network of your own** take Scan-repair, `purifier fix --method scan-repair`, for a trigger that "
+        f"is the same on every image: with {images} clean images it leaves an ASR of at most {100 * GONE:.0f} % in "
+        f"{len(took) - len(passing)} of the {len(took)} networks of the zoo whose backdoor took; {rest} it."
+    )
+
+
+def _taken(outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
+    return {name: outcome for name, outcome in outcomes.items() if _asr(outcome, "before") >= TAKEN}
+
+
+def _passing(took: dict[str, Outcome]) -> list[str]:
+    return [name for name, outcome in took.items() if _asr(outcome, "after") > GONE]
 
 
 def _row(outcome: Outcome) -> dict[str, str]:
