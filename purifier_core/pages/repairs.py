@@ -276,7 +276,7 @@ def figure(results: Results) -> Any:
     marks = [plt.Line2D([], [], ls="", marker=mark, color="0.45", label=c.label) for c, mark in FIELD.items()]
     ours = plt.Line2D([], [], ls="", marker="o", markersize=4.5, color=drawing.OURS, label="Scan-repair, a seed")
     handles = [ours, *marks, drawing.ring("a clean network's own")]
-    picture.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, columnspacing=1.0)
+    picture.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, columnspacing=1.0)
     plt.close(picture)
     return picture
 

@@ -159,8 +159,8 @@ def as_text(table: pd.DataFrame, width: int = 9) -> str:
 def glued(results: Results) -> dict[str, Any]:
     """The values that the book's prose takes from this table, in percent; nan if missing.
 
-    Table 3's are named t3_<defense>[_<init>]_acc and ..._asr, the paper's t3_published_<defense>_acc, the figure
-    t3_figure, and Table 4's t4_...; they belong to the row that the notebook shows by default.
+    Table 3's are named t3_<defense>[_<init>]_acc and ..._asr, the paper's t3_published_<defense>_acc, and Table 4's
+    t4_...; they belong to the row that the notebook shows by default.
     """
     experiment, ours, paper = results.experiment, estimates(results), paper_values(results.experiment)
     prefix = "t" + experiment.name.removeprefix("table")
@@ -169,7 +169,6 @@ def glued(results: Results) -> dict[str, Any]:
     values: dict[str, Any] = {
         f"{prefix}_profile": results.shown,
         f"{prefix}_seeds": seeds,
-        f"{prefix}_figure": figure(results),
     }
     for column in experiment.columns():
         name = "_".join([prefix, column.defense, *dict(column.switches).values()])
