@@ -78,6 +78,21 @@ def offer_to_run(app: Sphinx, page: str, *_: Any) -> None:
         app.config.html_theme_options["launch_buttons"] = buttons
 
 
+def read_side_by_side(app: Sphinx) -> None:
+    """Read the pages in a process for each core. Two extensions do not say whether this is safe: one numbers sections
+    when all pages are read, the other acts when LaTeX is written."""
+    if hasattr(os, "fork"):
+        warm.start()  # before the processes that share it
+        for name in ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"):
+            app.extensions[name].parallel_read_safe = True
+        app.parallel = min(4, os.cpu_count() or 1)
+
+
+def write_in_one(app: Sphinx, env: Any) -> None:
+    """Write the pages in this process, which notes what they need."""
+    app.parallel = 1
+
+
 def read_every_page(app: Sphinx, env: Any, *_: Any) -> set[str]:
     """Name every page as outdated: Sphinx sees changed pages, not changed records."""
     return env.found_docs
@@ -114,7 +129,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("drawn-figure", DrawnFigure)
     app.connect("config-inited", name_repository)
     app.connect("html-page-context", offer_to_run, priority=1)  # before the theme, which makes the buttons
+    app.connect("builder-inited", read_side_by_side)
     app.connect("env-get-outdated", read_every_page)
+    app.connect("env-updated", write_in_one)
     app.connect("doctree-resolved", name_images)
     app.connect("doctree-resolved", draw_inline)
     app.add_directive("live", Live)

@@ -6,6 +6,7 @@ for each page. Where processes cannot be forked, the pages get ordinary kernels.
 
 import atexit
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -29,25 +30,34 @@ def offer() -> None:
 
 
 class Forked(LocalProvisioner):
-    """Starts a kernel as a fork of the warm process, which the first one starts."""
+    """Starts a kernel as a fork of the warm process, which all processes that read pages share."""
 
     warm: subprocess.Popen | None = None
+    turn = multiprocessing.Lock()
 
     async def launch_kernel(self, cmd: list[str], **given: Any) -> Any:
         """Start it with the arguments of the ordinary command, in its folder and environment."""
         if Forked.warm is None:
-            Forked.warm = subprocess.Popen(
-                [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            atexit.register(Forked.warm.communicate)  # its input ends, and so does it
+            start()
+        assert Forked.warm
         into, out = Forked.warm.stdin, Forked.warm.stdout
         assert into
         assert out
         arguments = cmd[cmd.index("-f") :]
-        print(json.dumps({"arguments": arguments, "folder": given["cwd"], "env": given["env"]}), file=into, flush=True)
-        self.process = Process(int(out.readline()))
+        line = json.dumps({"arguments": arguments, "folder": given["cwd"], "env": given["env"]})
+        with Forked.turn:
+            print(line, file=into, flush=True)
+            self.process = Process(int(out.readline()))
         self.pid = self.pgid = self.process.pid
         return self.connection_info
+
+
+def start() -> None:
+    """Start the warm process, which imports while pages are read."""
+    Forked.warm = subprocess.Popen(
+        [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(Forked.warm.communicate)  # its input ends, and so does it
 
 
 class Process:
