@@ -90,7 +90,10 @@ const Engine = (() => {
     for (let out = 0; out < biases.length; out++) {
       sums.fill(biases[out]);
       for (let c = 0; c < channels; c++) {
-        const [a, b, d, e, f, g, h, k, l] = weights.subarray((out * channels + c) * 9, (out * channels + c + 1) * 9);
+        const at = (out * channels + c) * 9; // by index: taking an array apart costs more than the small maps do
+        const a = weights[at], b = weights[at + 1], d = weights[at + 2];
+        const e = weights[at + 3], f = weights[at + 4], g = weights[at + 5];
+        const h = weights[at + 6], k = weights[at + 7], l = weights[at + 8];
         for (let i = 0, t = 0; i < side; i++) {
           let u = (c * wide + i) * wide; // the three rows that the window covers
           let v = u + wide;
