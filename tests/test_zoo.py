@@ -1,11 +1,11 @@
 """The zoo: every committed network is what its card says, and can be repaired from a fresh clone."""
 
 import json
-import math
 import shlex
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -195,20 +195,15 @@ def test_what_was_tried_is_what_the_zoo_holds(tmp_path):
         before, card = one["rates"], zoo.card(name)
         assert ("ASR" in before) == (card["cell"]["attack"] != "none")
         for rate in ("ACC", "ASR") if "ASR" in before else ("ACC",):
-            assert chance(before[rate]["before"], card[rate.lower()]) > 1e-4, f"{rate} of {name} on few images"
+            few = before[rate]["before"]
+            chance = binomtest(few["hits"], few["count"], card[rate.lower()]).pvalue
+            assert chance > 1e-4, f"{rate} of {name} on few images"
         if "ASR" in before and card["cell"]["dataset"] == "mnist":  # its images come with the clone
             zoo.write(name, tmp_path / name)
             triggered = ImageFolder(str(tmp_path / name / "triggered"), pil_to_tensor)
             images = torch.stack([image for image, _ in triggered])
             turned = int((predict(zoo.load(name).model, images) == TARGET_CLASS).sum())
             assert abs(turned - before["ASR"]["before"]["hits"]) <= 1, "one image may round to another class elsewhere"
-
-
-def chance(rate: dict, expected: float) -> float:
-    """How likely a count as far out as a rate's is, by the binomial distribution around the expected share."""
-    total, hits = rate["count"], rate["hits"]
-    weights = [math.comb(total, k) * expected**k * (1 - expected) ** (total - k) for k in range(total + 1)]
-    return 2 * min(sum(weights[: hits + 1]), sum(weights[hits:]))
 
 
 def test_the_list_shows_every_network_with_its_rates(capsys):
