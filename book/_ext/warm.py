@@ -37,9 +37,7 @@ class Forked(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **given: Any) -> Any:
         """Start it with the arguments of the ordinary command, in its folder and environment."""
-        if Forked.warm is None:
-            start()
-        assert Forked.warm
+        assert Forked.warm, "start() comes first"
         into, out = Forked.warm.stdin, Forked.warm.stdout
         assert into
         assert out
