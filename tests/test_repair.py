@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.compute import Work
+from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store
 from purifier_core.recipes import Recipe, Scanning, Unlearning
 from purifier_core.repairing import Bank, Repaired, repair, unlearn
@@ -205,3 +206,17 @@ def test_the_lab_records_what_was_found_and_what_is_right(few, hasty, tmp_path):
     assert 0 <= record.diagnostics["ra"] <= 1 - record.asr
     assert record.effort["seconds"] >= record.diagnostics["scan_seconds"]
     assert Store(tmp_path).save(record).exists()
+
+
+def test_the_lab_repairs_anyway_what_the_scan_does_not_suspect(few, hasty, monkeypatch, tmp_path):
+    trusting = replace(PROFILES["quick"], scanning=replace(PROFILES["quick"].scanning, level=0.0))
+    monkeypatch.setitem(PROFILES, "quick", trusting)
+    work = Work(Store(tmp_path), "quick", "mnist", "cpu", curves=False)
+    cells = [
+        Cell("mnist", "vgg16", "badnets", 0.1, name, 3000, 0, "quick") for name in ("scan_repair", "scan_repair_anyway")
+    ]
+    asked, anyway = map(work.compute, cells)
+    assert asked.diagnostics["candidates"] == anyway.diagnostics["candidates"]
+    assert not anyway.diagnostics["suspects"]
+    assert "sites" not in asked.diagnostics, "the network as it was given"
+    assert anyway.diagnostics["sites"]

@@ -48,6 +48,9 @@ METHODS = {
     "bound_cube": replace(_BOUND, label="Bound-Cube"),
     "bound_feature": replace(_BOUND, label="Bound-Feature"),
     "scan_repair": _SCAN_REPAIR,
+    "scan_repair_anyway": replace(
+        _SCAN_REPAIR, label="Scan-repair, anyway", function=f"{_AT}.scan_repair:defend_anyway"
+    ),
     "i_bau": Method("I-BAU", REPAIR, f"{_AT}.i_bau:defend", recipes=("i_bau",)),
     "npd": Method("NPD", REPAIR, f"{_AT}.npd:defend", recipes=("npd",)),
     "ft_sam": Method("FT-SAM", REPAIR, f"{_AT}.ft_sam:defend", recipes=("ft_sam",)),
@@ -57,7 +60,8 @@ METHODS = {
     ),
 }
 """By name, in the paper's order and with its labels. "From scratch" trains a fresh network of the same kind on the
-clean set, for as long as Purifier. Scan-repair trains, but with settings of its own that no switch changes."""
+clean set, for as long as Purifier. Scan-repair trains, but with settings of its own that no switch changes; "anyway" it
+repairs even where the scan suspects nothing."""
 
 COLUMNS = ("none", "finetuning", "fine_pruning", "mcr", "nad", "abl", "anp", "channel", "cube", "feature")
 """The columns of the paper's tables."""

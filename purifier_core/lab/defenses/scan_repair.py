@@ -1,11 +1,12 @@
 """Scan and repair, as the lab calls them: `purifier_core.scanning` and `purifier_core.repairing` are the method."""
 
+from dataclasses import replace
 from typing import Any
 
 from purifier_core.lab.defenses import Defended, Given
 from purifier_core.maximal import maximal_margins
 from purifier_core.repairing import Repaired, repair
-from purifier_core.scanning import Candidate, scan
+from purifier_core.scanning import Candidate, Findings, scan
 from purifier_core.training import Effort
 
 
@@ -20,7 +21,18 @@ def defend(given: Given) -> Defended:
     starts = max(3, 100 // classes)
     channels, height, width = given.images.shape[1:]
     maximal = maximal_margins(given.model, (channels, height, width), starts=starts, seed=given.seed)
-    model = repair(*given.data, findings, how=given.profile.unlearning, seed=given.seed)
+    judged = {"target": maximal.target, "p": maximal.p, "starts": starts, "seconds": round(maximal.seconds, 2)}
+    defended = _repaired(given, findings)
+    return replace(defended, diagnostics=defended.diagnostics | {"maximal": judged}, aside=maximal.seconds)
+
+
+def defend_anyway(given: Given) -> Defended:
+    """The repaired network, whatever the scan says: of each family of stamps the foremost class is unlearned."""
+    return _repaired(given, scan(*given.data, how=given.profile.scanning, seed=given.seed), anyway=True)
+
+
+def _repaired(given: Given, findings: Findings, anyway: bool = False) -> Defended:
+    model = repair(*given.data, findings, anyway=anyway, how=given.profile.unlearning, seed=given.seed)
     notes: dict[str, Any] = {
         "verdict": findings.verdict,
         "reason": findings.reason,
@@ -28,12 +40,11 @@ def defend(given: Given) -> Defended:
         "suspects": [_entry(candidate) for candidate in findings.suspects],
         "candidates": [_entry(candidate) for candidate in findings.candidates],
         "scan_seconds": round(findings.seconds, 2),
-        "maximal": {"target": maximal.target, "p": maximal.p, "starts": starts, "seconds": round(maximal.seconds, 2)},
     }
-    if isinstance(model, Repaired):
-        notes |= {"quantile": model.quantile, "changed": model.changed, "sites": list(model.sites)}
-        return Defended(model, model.effort, notes, aside=maximal.seconds)
-    return Defended(model, Effort(seconds=findings.seconds), notes, aside=maximal.seconds)
+    if not isinstance(model, Repaired):
+        return Defended(model, Effort(seconds=findings.seconds), notes)
+    notes |= {"quantile": model.quantile, "changed": model.changed, "sites": list(model.sites)}
+    return Defended(model, model.effort, notes)
 
 
 def _entry(candidate: Candidate) -> dict[str, Any]:
