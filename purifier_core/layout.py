@@ -4,10 +4,13 @@ Everything is channels_last, with two exceptions on a CPU, both measured (benchm
 channels is faster in torch's default layout. A BatchNorm of few channels is slow when several threads share it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 _MANY = 512  # output channels: with as many or more, a CPU rearranges weights for longer than channels_last saves
 _FEW = 16  # channels that fill a cache line; with fewer the threads write into each other's
@@ -28,6 +31,34 @@ def fed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     weight = next(p for p in block.parameters() if p.ndim == 4)
     layout = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
     return block(x.contiguous(memory_format=layout))
+
+
+class Strided(nn.Conv2d):
+    """A 1x1 convolution with a stride, which picks its pixels first: torch's numbers to the bit, and see `safely`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = self.stride
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        picked = x[:, :, ::rows, ::columns].contiguous(memory_format=layout)
+        return F.conv2d(picked, self.weight, self.bias, groups=self.groups)
+
+
+@contextmanager
+def safely(model: nn.Module) -> Iterator[None]:
+    """Inside, the backward pass of `model` on a CPU is right whatever it is made of.
+
+    oneDNN writes past its memory for 1x1 convolutions with a stride and few input channels, on channels_last maps (its
+    issue 6035: fewer than 8 channels with AVX2). A model with such a one does without oneDNN.
+    """
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = enabled and not any(  # type: ignore[assignment]  # torch types it as a property
+        type(m) is nn.Conv2d and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < _FEW
+        for m in model.modules()
+    )
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
 
 
 class BatchNorm2d(nn.BatchNorm2d):

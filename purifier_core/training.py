@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from purifier_core.checkpoints import Carried, begin
 from purifier_core.evaluation import DivergedError, evaluating, to_float
 from purifier_core.graphs import Replayed
+from purifier_core.layout import safely
 from purifier_core.progress import progress
 from purifier_core.recipes import Recipe
 
@@ -154,7 +155,8 @@ def fit(
         forget()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
             value = loss(model, batch(piece), labels[piece])
-        value.backward()
+        with safely(model):
+            value.backward()
         optimizer.step()
         total.add_(value.detach() * len(piece))
 

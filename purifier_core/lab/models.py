@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.lab.methods import NETWORKS
-from purifier_core.layout import BatchNorm2d, fed
+from purifier_core.layout import BatchNorm2d, Strided, fed
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of VGG-16's 13 convolutions, block by block."""
@@ -91,7 +91,7 @@ class BasicBlock(nn.Module):
         self.bn2 = BatchNorm2d(out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), BatchNorm2d(out))
+            self.shortcut = nn.Sequential(Strided(channels, out, 1, stride, bias=False), BatchNorm2d(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
