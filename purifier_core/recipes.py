@@ -51,11 +51,13 @@ class Scanning:
 
     steps: int = 40  # of each search
     restarts: int = 2  # searches for each class and family, of which the best counts
-    level: float = 0.05  # a class stands out below this p-value, the share of clean networks with at least its score
+    level: float = 0.05  # a class stands out below this p-value: few clean networks show as much
     works: float = 0.9  # and if its stamp carries at least this share of held-out images to the class
     doubted: float = 0.5  # where it carries at least this share, but not `works`, the scan cannot tell
-    location: float = 0.862  # of Gumbel's distribution of clean networks' largest scores: data/scan/null.json
-    scale: float = 0.597  # and its scale
+    location: float = 0.792  # of Gumbel's distribution of clean networks' largest scores: data/scan/null.json
+    scale: float = 0.601  # and its scale
+    patch_carries: float = 42.96  # with `patch_leaves`, Beta's two numbers of the share of images that a clean CIFAR-10
+    patch_leaves: float = 6.81  # network's best patch carries
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,18 @@ for what is compared: the *margin* that a stamp of given size reaches, not the s
 The score of a family of stamps is the lead of the foremost class's margin over the next one's. Its unit is how much
 margins differ without a backdoor: the standard deviation of the others among the ten foremost, and never less than a
 tenth of the margin that the network has on clean images. Only the foremost ten count: of many classes most lie far
-below. The tenth keeps a lead from seeming large where those ten lie close. `recipes.Scanning` holds how large clean
-networks' scores are.
+below. The tenth keeps a lead from seeming large where those ten lie close.
+
+A patch is judged in a second way, since a backdoor may lift the margins of all classes: by the share of images that it
+carries to its class. A patch of 3.5 % of the image always leaves some images of a clean network where they were.
+`recipes.Scanning` holds how large scores and shares are in clean networks.
 """
 
 import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, expm1, hypot
+from math import comb, exp, expm1, hypot, lgamma
 from typing import Any
 
 import torch
@@ -34,7 +37,8 @@ from purifier_core.stamps import FAMILIES, PATCH, Clean, Stamps, margins, search
 
 VERDICTS = (SUSPECTED, NOTHING, UNCLEAR)
 _FOREMOST = 10  # classes that are compared
-_MEASURED = 200  # held-out images of other classes on which a stamp is measured
+MEASURED = 200
+"""Held-out images of other classes on which a stamp is measured, at most."""
 _ALL = 64  # with more classes than this, a short search picks those that are searched in full
 _PICKED = 32
 
@@ -43,9 +47,8 @@ _PICKED = 32
 class Candidate:
     """The class that stands out most in one family of stamps.
 
-    score: see above. p: of the clean networks with a stamp that works, the share that shows so large a score.
-    success: the share of held-out images of other classes that the stamp carries to `target`. margin: their mean margin
-    there.
+    score: see above. p: of clean networks, see `p_value`. success: the share of held-out images of other classes that
+    the stamp carries to `target`. margin: their mean margin there.
     """
 
     family: str
@@ -129,10 +132,11 @@ def scan(
         for family in families:
             stamps, reached, success = _searched(model, working, measuring, family, classes, how, generator, bar)
             first = int(reached.argmax())
-            score = outlyingness(reached, natural)
+            score, target, rate = outlyingness(reached, natural), stamps.targets[first], float(success[first])
+            count = min(MEASURED, int((measuring.labels != target).sum()))
+            p = p_value(score, round(rate * count), count, how) if family == "patch" else p_value(score, how=how)
             by_class[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
-            measured = (score, p_value(score, how), float(success[first]), float(reached[first]))
-            candidates.append(Candidate(family, stamps.targets[first], *measured, stamps[first]))
+            candidates.append(Candidate(family, target, score, p, rate, float(reached[first]), stamps[first]))
     verdict = SUSPECTED if any(candidate.stands_out(how) for candidate in candidates) else NOTHING
     reason = _unclear(len(images), classes, right)
     if not reason and verdict == NOTHING:
@@ -191,7 +195,7 @@ def _searched(
     tries = []
     for _ in range(how.restarts):
         stamps = search(model, working, family, targets, steps=how.steps, per_class=per_class, generator=generator)
-        tries.append((stamps, *margins(model, measuring, hard(stamps, measuring), _MEASURED)))
+        tries.append((stamps, *margins(model, measuring, hard(stamps, measuring), MEASURED)))
         bar.update(classes)
     best = torch.stack([reached for _, reached, _ in tries]).argmax(0).tolist()
 
@@ -218,9 +222,24 @@ def outlyingness(reached: torch.Tensor, natural: float = 0.0) -> float:
     return float(first - others[0]) / max(spread, 1e-12)
 
 
-def p_value(score: float, how: Scanning = SCANNING) -> float:
-    """The share of clean networks whose largest score is at least this."""
-    return -expm1(-exp(min(700.0, (how.location - score) / how.scale)))
+def p_value(score: float, hits: int = 0, count: int = 0, how: Scanning = SCANNING) -> float:
+    """The share of clean networks that show as much: twice the smaller of two shares, since both are looked at.
+
+    One is of the networks whose largest score is at least `score`. The other is of those whose best patch carries at
+    least `hits` of `count` images: none are given for a stamp that is no patch.
+    """
+    by_score = -expm1(-exp(min(700.0, (how.location - score) / how.scale)))
+    by_patch = beta_binomial_tail(hits, count, how.patch_carries, how.patch_leaves)
+    return min(1.0, 2 * by_score, 2 * by_patch)
+
+
+def beta_binomial_tail(hits: int, count: int, a: float, b: float) -> float:
+    """The chance of at least `hits` of `count` images, each with the same chance, drawn from Beta(a, b)."""
+
+    def log_beta(x: float, y: float) -> float:
+        return lgamma(x) + lgamma(y) - lgamma(x + y)
+
+    return sum(comb(count, x) * exp(log_beta(x + a, count - x + b) - log_beta(a, b)) for x in range(hits, count + 1))
 
 
 def verdict(findings: Findings, names: Mapping[int, str] | None = None) -> list[str]:

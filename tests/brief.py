@@ -1,7 +1,7 @@
 """Profile quick with shorter schedules, for what the suite runs whole: the supplement, the notebooks.
 
-The undefended network is quick's. The defenses have the paper's epochs at most, where quick takes nine times as many.
-The kernels of the suite begin with `shorten`, as conftest.py arranges it.
+Networks have a sixteenth of the width. The defenses have the paper's epochs at most, where quick takes nine times as
+many. The kernels of the suite begin with `shorten`, as conftest.py arranges it.
 """
 
 from dataclasses import replace
@@ -13,6 +13,8 @@ from purifier_core.recipes import PURIFIER_STAGES, SCANNING, UNLEARNING, Recipe
 
 BRIEF = replace(
     PROFILES["quick"],
+    width=1 / 16,
+    backdoor=Recipe(4, 0.1, cycle=True),
     finetuning=FINETUNING,
     fine_pruning=replace(FINE_PRUNING, epochs=10),
     mcr=replace(MCR, epochs=10),

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
@@ -123,10 +124,15 @@ def test_the_score_is_the_lead_in_deviations_of_the_ten_foremost():
     assert outlyingness(torch.tensor([1.0, 9.0])) == 0
 
 
-def test_a_p_value_is_gumbels_tail():
-    assert p_value(2.0, Scanning(location=1.0, scale=0.5)) == pytest.approx(1 - math.exp(-math.exp(-(2.0 - 1.0) / 0.5)))
-    assert p_value(-1e9) == 1
+def test_a_p_value_is_twice_the_smaller_of_two_tails():
+    how = Scanning(location=1.0, scale=0.5, patch_carries=40.0, patch_leaves=6.0)
+    by_score = 1 - math.exp(-math.exp(-(2.0 - 1.0) / 0.5))
+    assert p_value(2.0, how=how) == pytest.approx(2 * by_score), "no patch"
+    assert p_value(-9.0, 190, 200, how) == pytest.approx(stats.betabinom(200, 40, 6).sf(189) * 2)
+    assert p_value(2.0, 100, 200, how) == pytest.approx(2 * by_score)
+    assert p_value(-1e9) == p_value(-1e9, 0, 200) == 1
     assert 0 < p_value(60.0) < 1e-20
+    assert p_value(-9.0, 20, 20) > 0.05 > p_value(-9.0, 200, 200), "all of few images say little"
 
 
 @pytest.mark.parametrize(("p", "success", "stands_out"), [(0.04, 0.9, True), (0.06, 1.0, False), (0.001, 0.8, False)])
@@ -250,7 +256,7 @@ def test_it_says_when_it_cannot_tell(model, images, labels, reason):
 )
 def test_a_rare_lead_by_a_stamp_that_works_on_some_images_alone_is_no_all_clear(p, success, told, monkeypatch):
     """The margins and rates are planted: the verdict is what is asked."""
-    score = Scanning().location - Scanning().scale * math.log(-math.log(1 - p))
+    score = Scanning().location - Scanning().scale * math.log(-math.log(1 - p / 2))
     reached = torch.zeros(CLASSES)
     monkeypatch.setattr(scanning, "outlyingness", lambda *_: score)
 

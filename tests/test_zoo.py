@@ -123,7 +123,7 @@ def test_a_network_is_repaired_from_a_fresh_clone_without_training_or_data(tmp_p
     folder = tmp_path / "mine"
     assert cli.main(["zoo", "mnist-badnets", "--out", str(folder)]) == 0
     clean, triggered = ImageFolder(str(folder / "clean")), ImageFolder(str(folder / "triggered"))
-    assert (len(clean), len(triggered)) == (zoo.IMAGES, zoo.IMAGES)
+    assert (len(clean), len(triggered)) == (zoo.IMAGES, zoo.TRIGGERED)
     assert clean.classes == [f"{label:02d}" for label in range(10)]
     assert f"{TARGET_CLASS:02d}" not in triggered.classes
     program, *command = shlex.split(capsys.readouterr().out.splitlines()[-1])

@@ -27,7 +27,7 @@ SAMPLES = FOLDER / "samples"
 WIDTH = 1 / 8
 """The width of every network here: that of the profile `small`."""
 
-IMAGES = 200
+IMAGES, TRIGGERED = 325, 100
 """Clean images, and triggered ones, that `write` puts beside a network."""
 
 State = dict[str, torch.Tensor]
@@ -160,7 +160,7 @@ def on_sample(model: nn.Module, stamp: Stamp | None, dataset: str) -> dict[str, 
 
 
 def write(name: str, folder: Path) -> str:
-    """Write a network to `folder`: its files, and IMAGES clean and IMAGES triggered test images in a folder for each
+    """Write a network to `folder`: its files, and IMAGES clean and TRIGGERED triggered test images in a folder for each
     class; returns the `purifier fix` command that tells whether there is a backdoor, and repairs it.
 
     No image is in both. They come from the committed sample where it is large enough, and else from the dataset.
@@ -176,8 +176,8 @@ def write(name: str, folder: Path) -> str:
     others = labels[IMAGES:] != TARGET_CLASS
     options = ""
     if network.stamp:
-        stamped = network.stamp(images[IMAGES:][others])[:IMAGES]
-        _save(stamped, labels[IMAGES:][others][:IMAGES], folder / "triggered")
+        stamped = network.stamp(images[IMAGES:][others])[:TRIGGERED]
+        _save(stamped, labels[IMAGES:][others][:TRIGGERED], folder / "triggered")
         options = f" --triggered {folder / 'triggered'} --target {TARGET_CLASS:02d}"
     cell = network.card["cell"]
     return (
@@ -188,12 +188,12 @@ def write(name: str, folder: Path) -> str:
 
 
 def _pictures(dataset: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Test images and labels, enough for IMAGES clean ones and IMAGES more of other classes than the target."""
+    """Test images and labels, enough for IMAGES clean ones and TRIGGERED more of other classes than the target."""
     pair = sample(dataset)
-    if pair and int((pair[1][IMAGES:] != TARGET_CLASS).sum()) >= IMAGES:
+    if pair and int((pair[1][IMAGES:] != TARGET_CLASS).sum()) >= TRIGGERED:
         return pair
     split = data.load(dataset)
-    order = torch.randperm(len(split.test_labels), generator=torch.Generator().manual_seed(0))[: 3 * IMAGES]
+    order = torch.randperm(len(split.test_labels), generator=torch.Generator().manual_seed(0))[: IMAGES + 2 * TRIGGERED]
     return split.test_images[order], split.test_labels[order]
 
 
