@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kinds = list(EXPERIMENTS.values()) if name == "all" else [COMMANDS[name]]
         experiments = [kind(**chosen) for kind in kinds]
         if name == "all":
-            experiments = [experiment.whole() for experiment in experiments]
+            experiments = [experiment.full_grid() for experiment in experiments]
         store = Store()
         if verb == "run":
             every = runner.run_all(experiments, store, workers=workers, scheduler=scheduler)

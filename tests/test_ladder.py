@@ -78,4 +78,4 @@ def test_the_book_reads_it_at_one_profile(tmp_path):
     store.save(at(TUNED, 0.125, 0, 1.0))
     results = look_up(Ladder(), store, reading=True)
     assert results.profile == results.shown == "small"
-    assert list(results.found) == [(0.125, TUNED)]
+    assert list(results.by_place) == [(0.125, TUNED)]

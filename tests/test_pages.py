@@ -55,7 +55,7 @@ def test_there_is_no_t_interval(shown, name):
 
 @pytest.mark.parametrize("name", ["figure13", "attacks", "readings", "defenses"])
 def test_a_record_stands_in_one_place(name):
-    grid = EXPERIMENTS[name](profile="small").whole()
+    grid = EXPERIMENTS[name](profile="small").full_grid()
     cells = [grid.cell(column, row, 0, "small") for row, column in grid.places("small")]
     assert len(set(cells)) == len(cells)
 
@@ -67,7 +67,7 @@ def test_the_book_shows_every_seed_that_a_number_has_at_its_largest_size(shown):
         cell = record.cell
         seeds.setdefault(number(cell), {}).setdefault(cell.profile, set()).add(cell.seed)
     for name, results in shown.items():
-        for (row, column), records in results.found.items():
+        for (row, column), records in results.by_place.items():
             every = seeds[number(results.experiment.cell(column, row, 0, results.profile))]
             there = [size for size in results.experiment.sizes if size in every]
             if results.experiment.seeds_first:

@@ -194,7 +194,7 @@ def test_an_experiment_is_the_same_from_a_notebook_and_from_the_command(data):
     assert kind(**{name: cli._plain(value) for name, value in text.items()}) == replace(made) == made
     for profile in PROFILES:
         assert made.cells(profile)  # every one of them valid
-        assert made.whole().cells(profile)
+        assert made.full_grid().cells(profile)
 
 
 @many
@@ -207,7 +207,7 @@ def test_a_notebooks_parameter_is_understood_or_refused_by_its_name(parameter, v
     kind, name = parameter
     made = refused(lambda: from_notebook(kind.name, {name: value}), f"{name}=")
     assert made == refused(lambda: kind(**{name: value}), f"{name}=")  # and never left out
-    assert made is None or made.whole().cells("small")
+    assert made is None or made.full_grid().cells("small")
 
 
 @given(st.sampled_from([f.name for f in fields(Table3)]), st.one_of(st.text(), GARBAGE.map(str)))

@@ -43,7 +43,7 @@ class Results:
     failed: list[Record] = field(default_factory=list)
 
     @cached_property
-    def found(self) -> dict[Place, list[Record]]:
+    def by_place(self) -> dict[Place, list[Record]]:
         """The records behind each number, seed by seed; what is missing is left out."""
         by_number: dict[Cell, list[Record]] = {}
         for record in sorted(self.records, key=lambda record: record.cell.seed):
@@ -129,7 +129,7 @@ def main_copies(records: Iterable[Record]) -> dict[str, str]:
 def _read(experiment: Experiment, store: Store) -> Results:
     request = experiment.profile
     sizes = experiment.sizes if request == "auto" else (request,)
-    grid = experiment.whole()
+    grid = experiment.full_grid()
     places = [number(grid.cell(column, row, 0, sizes[-1])) for row, column in grid.places(sizes[-1])]
     by_place = recorded(store, places, sizes)
     records, missing = [], []

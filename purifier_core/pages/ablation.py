@@ -35,7 +35,7 @@ def label(change: Change) -> str:
 
 def pairs(results: Results) -> dict[Change, list[tuple[Record, Record]]]:
     """The records without and with each change, paired by seed; a seed without both is left out."""
-    by_place, by_change = results.found, {}
+    by_place, by_change = results.by_place, {}
     for change in results.experiment.rows(results.profile):
         after = {r.cell.seed: r for r in by_place.get((change, WITH), [])}
         matches = [(r, after[r.cell.seed]) for r in by_place.get((change, WITHOUT), []) if r.cell.seed in after]

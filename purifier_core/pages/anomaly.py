@@ -81,7 +81,7 @@ def by_column(results: Results) -> dict[Column, list[Record]]:
     """The records behind each column of Figures 10 to 12, seed by seed."""
     return {
         column: with_activations
-        for (_, column), records in results.found.items()
+        for (_, column), records in results.by_place.items()
         if (with_activations := [r for r in records if "activations" in r.diagnostics])
     }
 

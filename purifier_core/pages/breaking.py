@@ -43,7 +43,7 @@ def rate(records: list[Record], kind: tuple[str, ...]) -> Estimate | None:
 
 def tried(results: Results) -> list[Any]:
     """The rows whose backdoor took and whose repaired network is recorded."""
-    by_place = results.found
+    by_place = results.by_place
     rows = results.experiment.rows(results.profile)
     return [row for row in rows if (row, REPAIRED) in by_place and took(by_place.get((row, NONE), []))]
 
@@ -53,7 +53,7 @@ def table(results: Results) -> pd.DataFrame:
     lines = {}
     for row in tried(results):
         for kind, name in KINDS.items():
-            values = {c: rate(results.found.get((row, c), []), kind) for c in (REPAIRED, CLEAN)}
+            values = {c: rate(results.by_place.get((row, c), []), kind) for c in (REPAIRED, CLEAN)}
             lines[row_label(row), name] = {
                 "after Scan-repair": _text(values[REPAIRED]),
                 "a clean network": _text(values[CLEAN]),
@@ -74,7 +74,7 @@ def passes(results: Results) -> list[str]:
         return [f"No record of this page at profile {results.shown} is there yet."]
     lines, failures = [], 0
     for row in rows:
-        repaired, clean = (results.found.get((row, column), []) for column in (REPAIRED, CLEAN))
+        repaired, clean = (results.by_place.get((row, column), []) for column in (REPAIRED, CLEAN))
         gains = []
         for kind, name in KINDS.items():
             success, line = rate(repaired, kind), rate(clean, kind)
@@ -83,7 +83,7 @@ def passes(results: Results) -> list[str]:
             failures += bool(success and line and success.mean - line.mean <= ABOVE)
         if gains:
             lines.append(f"**{row_label(row)}** passes by {'; '.join(gains)}.")
-    lines += [_scanned(row, results.found[row, REPAIRED]) for row in rows]
+    lines += [_scanned(row, results.by_place[row, REPAIRED]) for row in rows]
     return [*lines, f"In {failures} other cases an attack gains at most {ABOVE:g} points over a clean network."]
 
 

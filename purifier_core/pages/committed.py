@@ -38,7 +38,7 @@ def beside(results: Results, store: Store | None = None) -> Beside | None:
     profile counts if every column has a record; one with seeds enough to decide goes before a larger one.
     """
     experiment, columns = results.experiment, results.experiment.columns()
-    rows = min(experiment.rows(results.profile)), min(experiment.whole().rows(results.profile))
+    rows = min(experiment.rows(results.profile)), min(experiment.full_grid().rows(results.profile))
     larger = LARGEST_FIRST[: LARGEST_FIRST.index(results.profile)]
     numbers = {(row, c): number(experiment.cell(c, row, 0, results.profile)) for row in rows for c in columns}
     by_number = recorded(store or Store(ROOT / "data"), list(numbers.values()), larger)

@@ -93,7 +93,7 @@ def methods(store: Store | None = None) -> pd.DataFrame:
     """What each method trains on and takes with 3,000 clean images (ABL: Table 4), means over seeds, as text."""
     lines = {}
     for experiment, defense in ((Table3(methods="all"), None), (Table4(methods="none,abl"), "abl")):
-        for (_, column), records in look_up(experiment, store, reading=True).found.items():
+        for (_, column), records in look_up(experiment, store, reading=True).by_place.items():
             row = records[0].cell.clean_size in (0, 3000)
             if row and column.label not in lines and defense in (None, column.defense):
                 lines[column.label] = _cost(records)
@@ -117,7 +117,7 @@ def growth(store: Store | None = None) -> pd.DataFrame:
     """Images trained on at each clean size of Table 3, by method, as text."""
     results = look_up(Table3(clean_size="all"), store, reading=True)
     sizes = sorted(results.experiment.rows(results.profile))
-    by_place = results.found
+    by_place = results.by_place
     lines = {}
     for column in results.experiment.columns():
         if column != Column("none"):
@@ -135,7 +135,7 @@ def whole(store: Store | None = None) -> list[str]:
     lines = []
     for profile in PROFILES:
         for name, kinds in (("the supplement", SUPPLEMENT), ("everything in this book", EXPERIMENTS.values())):
-            cells = {c for kind in kinds for c in kind(profile=profile, seeds=0).whole().cells(profile)}
+            cells = {c for kind in kinds for c in kind(profile=profile, seeds=0).full_grid().cells(profile)}
             records = [r for r in every if r.cell in cells]
             if records and profile != "quick":
                 lines.append(_sum(f"One seed of {name} at {profile}", records, len(cells)))

@@ -61,13 +61,13 @@ def _short_label(row: tuple[str, str]) -> str:
 
 def taken(results: Results) -> list[Any]:
     """The rows in which the backdoor took."""
-    by_place = results.found
+    by_place = results.by_place
     return [row for row in results.experiment.rows(results.profile) if took(by_place.get((row, NONE), []))]
 
 
 def not_taken(results: Results) -> list[str]:
     """One line that names the rows in which the backdoor did not take, with the ASR of the undefended network."""
-    by_place, rows = results.found, taken(results)
+    by_place, rows = results.by_place, taken(results)
     texts = [
         f"{row_label(row)}: {measured(by_place[row, NONE], 'asr').text()}"
         for row in results.experiment.rows(results.profile)
@@ -84,7 +84,7 @@ def notes(results: Results) -> list[str]:
 def _only_taken(results: Results) -> Results:
     """The results without the records of the rows in which the backdoor did not take."""
     rows = taken(results)
-    remainder = [record for (row, _), records in results.found.items() if row in rows for record in records]
+    remainder = [record for (row, _), records in results.by_place.items() if row in rows for record in records]
     return Results(results.experiment, results.profile, results.reason, remainder)
 
 
@@ -109,7 +109,7 @@ def _word(record: Record) -> str:
 
 def outcomes(results: Results, column: Column) -> dict[Any, tuple[str, bool | str]]:
     """`outcome` by row, for the rows in which the backdoor took and the column has a record."""
-    by_place = results.found
+    by_place = results.by_place
     return {
         row: outcome(by_place[row, NONE], by_place[row, column]) for row in taken(results) if (row, column) in by_place
     }
@@ -117,7 +117,7 @@ def outcomes(results: Results, column: Column) -> dict[Any, tuple[str, bool | st
 
 def reading(results: Results) -> list[str]:
     """`notes`, then for each defense where it removes the backdoor, where it leaves it, and at what cost, by rule."""
-    by_place = results.found
+    by_place = results.by_place
     lines = notes(results)
     for column in results.experiment.columns()[1:]:
         verdicts = outcomes(results, column)
@@ -163,7 +163,7 @@ def attackers(results: Results) -> list[str]:
 
     Every difference is paired by seed.
     """
-    by_place = results.found
+    by_place = results.by_place
     lines = []
     for row in taken(results):
         attack, dataset = row
@@ -194,7 +194,7 @@ def table(results: Results) -> pd.DataFrame:
 
     Attacks that did not take are left out.
     """
-    by_place, hidden = results.found, set(results.experiment.rows(results.profile)) - set(taken(results))
+    by_place, hidden = results.by_place, set(results.experiment.rows(results.profile)) - set(taken(results))
     places, lines = results.experiment.places(results.profile), []
     for row in results.experiment.rows(results.profile):
         if row in hidden and (row, NONE) in by_place:

@@ -32,12 +32,12 @@ class Curve:
 def networks(results: Results) -> tuple[list[Record], list[Record]]:
     """Scan-repair's records of clean networks, and of those whose backdoor took."""
     clean, backdoored = [], []
-    for (row, column), records in results.found.items():
+    for (row, column), records in results.by_place.items():
         if column != OURS:
             continue
         if row[0] == "none":
             clean += records
-        elif took(results.found.get((row, NONE), [])):
+        elif took(results.by_place.get((row, NONE), [])):
             backdoored += records
     return clean, backdoored
 

@@ -25,7 +25,7 @@ def per_epoch(asr: float, epochs: float) -> float:
 
 def by_column(results: Results) -> dict[tuple[Any, Column], list[Record]]:
     """The records behind each bar, by dataset and column; the undefended model has none."""
-    return {key: records for key, records in results.found.items() if key[1].defense != "none"}
+    return {key: records for key, records in results.by_place.items() if key[1].defense != "none"}
 
 
 def by_seed(results: Results) -> dict[tuple[Any, Column], Estimate]:
@@ -112,7 +112,7 @@ def _defenses(results: Results) -> list[Column]:
 def reading(results: Results) -> list[str]:
     """One line for each dataset: the bars of ours that come nearest to their own ceiling of 100 / epochs."""
     lines = []
-    by_place = results.found
+    by_place = results.by_place
     for row in results.experiment.rows(results.profile):
         columns = {c: results_of(records) for (name, c), records in by_column(results).items() if name == row}
         undefended = by_place.get((row, Column("none")), [])

@@ -16,7 +16,7 @@ from purifier_core.pages.statistics import TAKEN, measured, took
 
 def by_attack(results: Results) -> dict[tuple[str, str], list[Record]]:
     """The records of each (attack, dataset), seed by seed."""
-    return {row: records for (row, _), records in results.found.items()}
+    return {row: records for (row, _), records in results.by_place.items()}
 
 
 def table(results: Results) -> pd.DataFrame:

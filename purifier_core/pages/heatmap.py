@@ -24,7 +24,7 @@ def figure(results: Results, rows: list[Any], cost: float, below: list[str]) -> 
     """
     import matplotlib.pyplot as plt
 
-    by_place, columns = results.found, results.experiment.columns()
+    by_place, columns = results.by_place, results.experiment.columns()
     lines = _lines(rows)
     drawing.theme("white")
     picture, axis = plt.subplots(figsize=(5.4, 0.36 * len(lines) + 2.9), layout="constrained", dpi=160)

@@ -20,7 +20,7 @@ def units(results: Results, head: Callable[[Experiment, Any], Any] = row_head) -
     Where a column names several values, they are those of the heads in the order in which they run. `head` names a row.
     """
     rows = {}
-    for (row, column), records in results.found.items():
+    for (row, column), records in results.by_place.items():
         inside = [r for r in records if "clean" in r.diagnostics]
         if not inside:
             continue
@@ -52,7 +52,7 @@ def place_label(results: Results, place: tuple[Any, Column]) -> str:
 def isolation(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
     """A line on the images that ABL isolated and then unlearned, seed by seed. `label` names a place (row, column)."""
     places: dict[Cell, tuple[Any, list[Record]]] = {}  # by the first record: one that stands in two places is told once
-    for place, records in results.found.items():
+    for place, records in results.by_place.items():
         if records[0].cell.defense == "abl":
             places.setdefault(records[0].cell, (place, records))
     shares = [f"{label(results, place)} {_isolated(records)}" for place, records in places.values()]
@@ -75,7 +75,7 @@ def _isolated(records: list[Record]) -> str:
 def thresholds(results: Results, label: Callable[[Results, Any], str] = place_label) -> list[str]:
     """A line on where ANP found no admissible threshold; its records there hold the untouched network."""
     refusals = []
-    for place, records in results.found.items():
+    for place, records in results.by_place.items():
         if refused := len(records) - len(results_of(records)):
             count = runs(len(records)) if len(records) == 1 else f"{refused} of {runs(len(records))}"
             refusals.append(f"{label(results, place)} ({count})")

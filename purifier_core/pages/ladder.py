@@ -23,7 +23,7 @@ def table(results: Results) -> pd.DataFrame:
     """For each width and metric the mean and range of every method, as text in percent, and the number of seeds."""
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for width in results.experiment.rows(results.profile):
-        by_column = {c.label: results.found.get((width, c), []) for c in results.experiment.columns()}
+        by_column = {c.label: results.by_place.get((width, c), []) for c in results.experiment.columns()}
         for metric in METRICS:
             texts = {
                 name: measured(records, metric).text() if records else "missing" for name, records in by_column.items()
@@ -45,7 +45,7 @@ def reading(results: Results) -> list[str]:
     lines, turned, unsure = [], [], 0
     widths = results.experiment.rows(results.profile)
     for column in results.experiment.columns():
-        answers = {w: stays(results.found.get((w, column), [])) for w in widths}
+        answers = {w: stays(results.by_place.get((w, column), [])) for w in widths}
         words = ", ".join(f"{width_name(w)} {d.text('stays', 'does not stay')}" for w, d in answers.items() if d.n)
         if words:
             lines.append(f"{column.label}: at width {words}.")
@@ -70,7 +70,7 @@ def figure(results: Results) -> Any:
     picture, axes = plt.subplots(rows, 2, figsize=size, sharex=True, sharey=True, layout="constrained", dpi=160)
     for axis, column in zip(axes.flat, columns, strict=False):
         for metric in METRICS:
-            _draw(axis, {w: results.found[w, column] for w in widths if (w, column) in results.found}, metric)
+            _draw(axis, {w: results.by_place[w, column] for w in widths if (w, column) in results.by_place}, metric)
         axis.set_title(column.label, loc="left", fontsize=10)
     for axis in axes.flat[len(columns) :]:
         axis.set_visible(False)

@@ -108,7 +108,7 @@ def seconds(record: Record) -> float:
 
 def one_seed(profile: str, store: Store | None = None) -> str:
     """A sentence on what one seed of everything costs at a profile: seed 0, each shared cell counted once."""
-    cells = {c for kind in EXPERIMENTS.values() for c in kind(profile=profile, seeds=0).whole().cells(profile)}
+    cells = {c for kind in EXPERIMENTS.values() for c in kind(profile=profile, seeds=0).full_grid().cells(profile)}
     records = [r for r in (store or Store()).all() if r.cell in cells and not (r.failed or r.stale)]
     hours = sum(map(seconds, records)) / 3600
     gaps = f", and {len(cells) - len(records)} are missing" if len(records) < len(cells) else ""

@@ -35,7 +35,7 @@ def paper_values() -> dict[tuple[int, str, str], float]:
 
 def table(results: Results) -> pd.DataFrame:
     """ACC and ASR in percent, mean and range: two lines for each setting and module, a column for each reading."""
-    ours, paper, by_place = estimates(results), paper_values(), results.found
+    ours, paper, by_place = estimates(results), paper_values(), results.by_place
     lines = {}
     for setting in results.experiment.rows(results.profile):
         for granularity in GRANULARITIES:
@@ -74,7 +74,7 @@ def distances(results: Results, rows: list[Setting]) -> dict[tuple[str, str], Es
 
     Over the three modules and the rows; an estimate over seeds, of those that have every pair.
     """
-    paper, by_place = paper_values(), results.found
+    paper, by_place = paper_values(), results.by_place
     gaps: dict[tuple[str, str], Estimate] = {}
     for init in INITS:
         pairs = {(r, g): by_place.get((r, module(g, init)), []) for r in rows for g in GRANULARITIES}
@@ -128,7 +128,7 @@ def verdict(gaps: dict[tuple[str, str], Estimate]) -> str:
 
 def trend(results: Results) -> pd.DataFrame:
     """What ACC gains from 3,000 to 6,000 clean images, in points: published, and each reading, paired by seed."""
-    paper, by_place = paper_values(), results.found
+    paper, by_place = paper_values(), results.by_place
     small, large = (Setting("mnist", "vgg16", size) for size in (3000, 6000))
     lines = {}
     for g in GRANULARITIES:
@@ -170,7 +170,7 @@ def reading(results: Results) -> list[str]:
 
 def cube(results: Results) -> list[str]:
     """In each setting, Cube under each start beside its first head alone and the published value, as a sentence."""
-    ours, paper, by_place = estimates(results), paper_values(), results.found
+    ours, paper, by_place = estimates(results), paper_values(), results.by_place
     lines = []
     for setting in results.experiment.rows(results.profile):
         parts = []
@@ -213,7 +213,7 @@ def glued(results: Results) -> dict[str, Any]:
 
 def masks(results: Results, setting: Setting) -> dict[tuple[str, str], list[Record]]:
     """The records with the test of the wrong mask, by (granularity, init)."""
-    tests, by_place = {}, results.found
+    tests, by_place = {}, results.by_place
     for g in GRANULARITIES:
         for init in INITS:
             records = by_place.get((setting, module(g, init)), [])

@@ -41,7 +41,7 @@ RULES = (
 def own(results: Results, row: tuple[str, str], metric: str) -> Estimate | None:
     """ "asr" or "ra" of clean networks of the row's dataset under the row's trigger; None where none is recorded."""
     attack, dataset = row
-    records = results.found.get((("none", dataset), NONE), [])
+    records = results.by_place.get((("none", dataset), NONE), [])
     by_seed = {r.cell.seed: r.diagnostics["own"] for r in records if attack in r.diagnostics.get("own", {})}
     return estimate({seed: by_attack[attack][metric] for seed, by_attack in by_seed.items()}) if by_seed else None
 
@@ -56,7 +56,7 @@ def table(results: Results) -> pd.DataFrame:
                 column.label: _text(results, row, column, metric) for column in results.experiment.columns()
             } | {"a clean network": _told(own(results, row, metric.lower()) if metric != "ACC" else None)}
         lines[row_label(row), "scan"] = {
-            column.label: scanned(results.found.get((row, column), [])) for column in results.experiment.columns()
+            column.label: scanned(results.by_place.get((row, column), [])) for column in results.experiment.columns()
         } | {"a clean network": "–"}
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(lines, names=["attack", "%"])
@@ -73,7 +73,7 @@ def fewer(results: Results, store: Store | None = None) -> pd.DataFrame:
     lines = {
         (row_label(row), metric): {heads[size]: _text(at[size], row, OURS, metric) for size in sizes}
         for row in grid.rows(results.profile)
-        if any((row, OURS) in at[size].found for size in FEWER)
+        if any((row, OURS) in at[size].by_place for size in FEWER)
         for metric in METRICS
     }
     frame = pd.DataFrame.from_dict(lines, orient="index")
@@ -83,7 +83,7 @@ def fewer(results: Results, store: Store | None = None) -> pd.DataFrame:
 
 def recorded(results: Results) -> list[Any]:
     """The rows that have a record of a repair; a clean network's as soon as its own ASR is there."""
-    rows = {row for row, column in results.found if column.defense in methods.repairs() or row[0] == "none"}
+    rows = {row for row, column in results.by_place if column.defense in methods.repairs() or row[0] == "none"}
     return [row for row in results.experiment.rows(results.profile) if row in rows]
 
 
@@ -106,7 +106,7 @@ def scanned(records: list[Record]) -> str:
 
 
 def _text(results: Results, row: Any, column: Column, metric: str) -> str:
-    if records := results.found.get((row, column), []):
+    if records := results.by_place.get((row, column), []):
         return _told(rates(records, metric))
     return "missing" if (row, column) in results.experiment.places(results.profile) else "–"
 
@@ -153,7 +153,7 @@ def judged(results: Results, repair: Column = OURS) -> list[Row]:
     """Every row whose backdoor took and that Scan-repair, or its other form, has a record of."""
     lines = []
     for row in results.experiment.rows(results.profile):
-        before, after = (results.found.get((row, column), []) for column in (NONE, repair))
+        before, after = (results.by_place.get((row, column), []) for column in (NONE, repair))
         if row[0] == "none" or not after or not took(before):
             continue
         line, change = own(results, row, "asr"), paired(after, before, "acc")
@@ -180,7 +180,7 @@ def passes(results: Results) -> list[str]:
     missed = [f"{row.label} ({row.seeds - row.found} of {row.seeds})" for row in rows if row.found < row.seeds]
     if missed:
         lines.append(f"The scan did not name the backdoor in {'; '.join(missed)}.")
-    clean = [r for (row, c), records in results.found.items() if row[0] == "none" and c == OURS for r in records]
+    clean = [r for (row, c), records in results.by_place.items() if row[0] == "none" and c == OURS for r in records]
     alarmed = sum(record.diagnostics["verdict"] == SUSPECTED for record in clean)
     if clean:
         lines.append(f"The scan suspected {alarmed} of {runs_of(len(clean))} of this grid.")
@@ -194,8 +194,10 @@ def anyway(results: Results) -> list[str]:
         return []
     met = sum(not row.passes for row in rows)
     line = f"Repaired anyway, whatever the scan says: {met} of {len(rows)} rows are as a clean network is."
-    clean = {row: records for (row, column), records in results.found.items() if row[0] == "none" and column == ANYWAY}
-    changes = [paired(records, results.found.get((row, NONE), []), "acc") for row, records in clean.items()]
+    clean = {
+        row: records for (row, column), records in results.by_place.items() if row[0] == "none" and column == ANYWAY
+    }
+    changes = [paired(records, results.by_place.get((row, NONE), []), "acc") for row, records in clean.items()]
     worst = min((change.mean for change in changes if change), default=None)
     if worst is not None:
         line += f" A clean network's ACC changes by {number(worst)} points at worst (mean of a dataset's seeds)."
@@ -254,7 +256,7 @@ def _scan(name: str) -> Any:
 def reading(results: Results) -> list[str]:
     """What passes, then what the scan found in each row."""
     lines = passes(results)
-    for (row, column), records in results.found.items():
+    for (row, column), records in results.by_place.items():
         if column == OURS:
             lines.append(f"{row_label(row)}, {runs(len(records))}: {'; '.join(map(_found, records))}.")
     return [*lines, *filter(None, [absent(results)])]
@@ -277,11 +279,11 @@ def figure(results: Results) -> Any:
     for axis, metric, heading in zip(axes, METRICS[1:], ("ASR", "RA"), strict=True):
         for place, row in enumerate(rows):
             for column, mark in FIELD.items():
-                if rate := rates(results.found.get((row, column), []), metric):
+                if rate := rates(results.by_place.get((row, column), []), metric):
                     axis.scatter(rate.mean, place, marker=mark, s=28, color="0.45", linewidth=1.1, zorder=2)
             if line := own(results, row, metric.lower()):
                 axis.scatter(line.mean, place, **drawing.PUBLISHED_MARK, zorder=4)
-            if value := rates(results.found.get((row, OURS), []), metric):
+            if value := rates(results.by_place.get((row, OURS), []), metric):
                 drawing.seeds(axis, value, place)
         axis.set_xlim(-5, 105)
         axis.set_xlabel("percent")

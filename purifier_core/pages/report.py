@@ -19,7 +19,7 @@ METRICS = ("acc", "asr")
 
 def estimates(results: Results) -> dict[tuple[Any, Column, str], Estimate]:
     """Ours, by (row, column, metric), without what is missing and what is no result of its defense."""
-    by_place = {place: results_of(records) for place, records in results.found.items()}
+    by_place = {place: results_of(records) for place, records in results.by_place.items()}
     return {
         (*place, metric): measured(records, metric)
         for place, records in by_place.items()
@@ -57,7 +57,7 @@ def table(results: Results) -> pd.DataFrame:
     Values are text in percent; "missing" where no record is, "–" where the paper has no number. The last line of a row
     has the number of seeds, where there are several anywhere.
     """
-    experiment, by_place = results.experiment, results.found
+    experiment, by_place = results.experiment, results.by_place
     ours, paper = estimates(results), paper_values(experiment)
     rows: dict[tuple[Any, str, str], dict[str, str]] = {}
     for row in experiment.rows(results.profile):
@@ -113,7 +113,7 @@ def decisive(results: Results) -> Results:
         return results
     for other in (at(size, results) for size in results.sizes):
         row = min(other.experiment.rows(other.profile))
-        if all(len(other.found.get((row, column), [])) >= DECIDES for column in other.experiment.columns()):
+        if all(len(other.by_place.get((row, column), [])) >= DECIDES for column in other.experiment.columns()):
             return other
     return results
 
@@ -190,7 +190,7 @@ def provenance(results: Results) -> str:
 
     seeds = each(sorted({r.cell.seed for r in results.records}))
     missing = len(results.missing)
-    if len({len(records) for records in results.found.values()}) > 1:
+    if len({len(records) for records in results.by_place.values()}) > 1:
         seeds += ", not all everywhere"
     commits = each(
         (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")

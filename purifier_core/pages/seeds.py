@@ -129,7 +129,7 @@ class Judgement:
 def by_run(results: Results) -> dict[Hashable, dict[Place, Record]]:
     """The records of each run, by row and column. A run is a seed at one profile."""
     runs: dict[Hashable, dict[Place, Record]] = {}
-    for place, records in results.found.items():
+    for place, records in results.by_place.items():
         for record in records:
             runs.setdefault((record.cell.profile, record.cell.seed), {})[place] = record
     return runs

@@ -125,7 +125,7 @@ class Switches(Experiment):
         super().__post_init__()
         one_of("switch", self.switch, (*dict.fromkeys(change.switch for change in CHANGES), "all"))
 
-    def whole(self) -> "Switches":
+    def full_grid(self) -> "Switches":
         """Every change."""
         return replace(self, switch="all")
 
@@ -169,7 +169,7 @@ class Ladder(Experiment):
         if self.width not in (*WIDTHS, "all"):
             raise ConfigError(f"width={self.width!r} is not known; allowed: {', '.join(map(str, WIDTHS))}, all.")
 
-    def whole(self) -> "Ladder":
+    def full_grid(self) -> "Ladder":
         """Every width."""
         return replace(self, width="all")
 

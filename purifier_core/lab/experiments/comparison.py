@@ -72,7 +72,7 @@ class Defenses(AttackGrid):
     attack: Any = "badnets"
     dataset: Any = "mnist"
 
-    def whole(self) -> "Defenses":
+    def full_grid(self) -> "Defenses":
         """Every attack on every dataset."""
         return replace(self, attack="all", dataset="all")
 
@@ -108,7 +108,7 @@ class Repairs(AttackGrid):
     dataset: Any = "mnist"
     clean_size: Any = 3000  # type: ignore[misc]  # a parameter here alone
 
-    def whole(self) -> "Repairs":
+    def full_grid(self) -> "Repairs":
         """Every attack on every dataset."""
         return replace(self, attack="all", dataset="all")
 
@@ -154,7 +154,7 @@ class Breaking(AttackGrid):
         """Those with a single target class, and "all" for three of them."""
         return (*(name for name, attack in ATTACKS.items() if not attack.all_to_all), "all")
 
-    def whole(self) -> "Breaking":
+    def full_grid(self) -> "Breaking":
         """The three attacks on both datasets."""
         return replace(self, attack="all", dataset="all")
 

@@ -80,7 +80,7 @@ class Experiment:
     def _or_all(self, name: str) -> str:
         return ""
 
-    def whole(self) -> "Experiment":
+    def full_grid(self) -> "Experiment":
         """The experiment with all its rows."""
         return self
 
@@ -138,7 +138,7 @@ class Table(Experiment):
     def _or_all(self, name: str) -> str:
         return f", or 'all' for {', '.join(map(str, self.every))}" if name == self.axis else ""
 
-    def whole(self) -> "Table":
+    def full_grid(self) -> "Table":
         """The table with all its rows."""
         return replace(self, **{self.axis: "all"})
 
