@@ -194,6 +194,7 @@ TOLD = [
     ("", {"unlabelled": True, "scan": True}, "--scan needs labels"),
     ("", {"method": "bounds"}, "method='bounds' is not known"),
     ("", {"epochs": 3}, "--epochs: not for method bound-feature"),
+    ("", {"anyway": True}, "--anyway: not for method bound-feature"),
     ("", {"method": "cube", "quantile": 0.9}, "--quantile: not for method cube"),
     ("", {"method": "scan-repair", "lr": 0.1, "budget": 0.1}, "--lr and --budget: not for method scan-repair"),
     ("", {"quantile": 0.9, "budget": 0.1}, "one of them"),

@@ -77,7 +77,11 @@ def fixed(folder: Path, **more) -> tuple[int, dict, str]:
     """Exit status, JSON and page of `purifier fix` on the birds' network."""
     plain = {"model": "birds_net.py:make", "weights": "w.safetensors", "images": "clean", "size": 24}
     words = plain | {"out": folder / "p.pt", "json": folder / "p.json"} | more
-    flags = [[f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])] for name, value in words.items()]
+    flags = [
+        [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        for name, value in words.items()
+        if value is not False
+    ]
     status = cli.main(["fix", *(word for flag in flags for word in flag)])
     return status, json.loads((folder / "p.json").read_text()), (folder / "p.html").read_text()
 
@@ -96,20 +100,23 @@ def test_a_repair_can_begin_with_a_scan(birds, tmp_path, monkeypatch):
     assert answer.count("<img") == 3
 
 
-@pytest.mark.parametrize("stands_out", [True, False])
-def test_what_stands_out_is_unlearned_and_else_the_network_is_bounded(birds, tmp_path, monkeypatch, stands_out):
+@pytest.mark.parametrize(("stands_out", "anyway"), [(True, False), (False, False), (False, True)])
+def test_what_stands_out_is_unlearned_and_else_the_network_is_bounded(birds, tmp_path, monkeypatch, stands_out, anyway):
+    """Unless the reader wants it unlearned anyway."""
     monkeypatch.chdir(birds)
     monkeypatch.setattr(methods, "scan", partial(scan, how=Scanning(works=0.5, level=float(stands_out))))
     monkeypatch.setattr(methods, "repair", partial(repair, how=Unlearning(seen=100, searches=1, steps=2, renewed=2)))
-    status, told, page = fixed(tmp_path, method="scan-repair", max_drop=1.0, held_out=0.15)
+    status, told, page = fixed(tmp_path, method="scan-repair", max_drop=1.0, held_out=0.15, anyway=anyway)
     assert told["scan"] == (SUSPECTED if stands_out else NOTHING)
-    assert ("nothing was unlearned" in page) != stands_out
+    unlearned = stands_out or anyway
+    assert ("nothing was unlearned" in page) != unlearned
+    assert ("what stands out most was unlearned anyway" in page) == anyway
     assert status == stands_out
     namespace: dict = {}
     exec(MODULE, namespace)
     plain = weights.load(namespace["make"](), tmp_path / "p.pt")
     given = load_file("w.safetensors")
-    assert all(torch.equal(tensor, given[n]) for n, tensor in detach(plain).state_dict().items()) != stands_out
+    assert all(torch.equal(tensor, given[n]) for n, tensor in detach(plain).state_dict().items()) != unlearned
 
 
 def test_a_patch_is_shown_on_grey():

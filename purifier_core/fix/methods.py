@@ -67,11 +67,12 @@ def _by_method(
     findings: Findings | None,
     options: Options,
 ) -> Bounded | Purified:
-    """Where scan-repair finds nothing, it bounds; where the scan cannot tell, it unlearns what stands out most."""
+    """Where scan-repair finds nothing, it bounds, unless asked to go on anyway; where the scan cannot tell, it unlearns
+    what stands out most."""
     sites = [f"network.{site.strip()}" for site in options.sites.split(",")] if options.sites else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no bounds keep the budget")  # the outcome says so
-        if options.repairs and findings is not None and findings.verdict != NOTHING:
+        if options.repairs and findings is not None and (options.anyway or findings.verdict != NOTHING):
             assert labels is not None
             repaired = repair(model, images, labels, findings, anyway=True, sites=sites, seed=options.seed)
             assert isinstance(repaired, Bounded)

@@ -30,6 +30,7 @@ class Options:
     out: Path = option("the file for the purified weights; the report goes beside it, as .html", kind=Path)
     method: str = option(f"{', '.join(METHODS)}; by default {DEFAULT}", DEFAULT)
     scan: bool = option("first look for a backdoor, and report it; scan-repair always does", False, bool)
+    anyway: bool = option("scan-repair also unlearns what stands out most if the scan suspects nothing", False, bool)
     weights_key: str | None = option("the entry of a checkpoint that holds the weights, such as state_dict_ema", None)
     classes: int | None = option("call the factory with num_classes=N", None, int)
     unlabelled: bool = option("there are no class folders: take images anywhere below the folder", False, bool)
@@ -83,6 +84,8 @@ class Options:
         idle += () if self.bounds else ("quantile", "budget")
         if unused := [f"--{name}" for name in idle if getattr(self, name) is not None]:
             raise ConfigError(f"{' and '.join(unused)}: not for method {self.method}, which does not use it.")
+        if self.anyway and not self.repairs:
+            raise ConfigError(f"--anyway: not for method {self.method}; scan-repair alone unlearns what a scan found.")
         if self.unlabelled and not self.bounds:
             raise ConfigError(f"method {self.method} needs labels; without them take {', '.join(METHODS[:3])}.")
         if self.unlabelled and self.scan:

@@ -132,7 +132,8 @@ def _seen(facts: Facts, comparison: Comparison) -> list[str]:
 def _done(facts: Facts, comparison: Comparison) -> str:
     options, method = facts.options, facts.options.method
     if options.repairs and facts.scan is not None and facts.scan.verdict == NOTHING:
-        method = f"{method}: nothing was unlearned, and bounds of granularity feature were put"
+        unlearned = "what stands out most was unlearned anyway" if options.anyway else "nothing was unlearned"
+        method = f"{method}: {unlearned}, and bounds of granularity feature were put"
     units = f"{method} at {len(comparison.sites)} units of the network{facts.choice}"
     return (
         f"{units}, from {facts.working:,} clean images; {comparison.changed.count:,} others were held out to measure."
