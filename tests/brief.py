@@ -14,7 +14,6 @@ from purifier_core.recipes import PURIFIER_STAGES, SCANNING, UNLEARNING, Recipe
 BRIEF = replace(
     PROFILES["quick"],
     width=1 / 16,
-    backdoor=Recipe(4, 0.1, cycle=True),
     finetuning=FINETUNING,
     fine_pruning=replace(FINE_PRUNING, epochs=10),
     mcr=replace(MCR, epochs=10),
