@@ -174,12 +174,15 @@ def test_the_page_counts_what_fails_by_name():
     assert clean == "Of 2 clean networks nothing stands out in 1 (not alarm)."
     assert weak == "The attack itself did not take in weak."
     assert missing == f"Not tried yet: {', '.join(NAMES)}."
+    further = (
+        "In a network that you distrust although the scan suspects nothing, `--anyway` unlearns what stands out most."
+    )
     assert pages.advice(every).endswith(
         "with 200 clean images it leaves an ASR of at most 10 % in 3 of the 4 networks of the zoo whose backdoor took; "
-        "stays passes it."
+        f"stays passes it. {further}"
     )
     assert pages.advice({"good": every["good"]}).endswith(
-        "1 of the 1 networks of the zoo whose backdoor took; none passes it."
+        f"1 of the 1 networks of the zoo whose backdoor took; none passes it. {further}"
     )
     row = pages.table(every).loc["good"]
     assert row["the scan"] == "backdoor suspected: class 5, patch"

@@ -59,7 +59,8 @@ def advice(outcomes: dict[str, Outcome] | None = None) -> str:
     return (
         "**To repair a network of your own** take Scan-repair, `purifier fix --method scan-repair`, for a trigger that "
         f"is the same on every image: with {images} clean images it leaves an ASR of at most {100 * GONE:.0f} % in "
-        f"{len(took) - len(passing)} of the {len(took)} networks of the zoo whose backdoor took; {rest} it."
+        f"{len(took) - len(passing)} of the {len(took)} networks of the zoo whose backdoor took; {rest} it. "
+        "In a network that you distrust although the scan suspects nothing, `--anyway` unlearns what stands out most."
     )
 
 
