@@ -14,7 +14,7 @@ from purifier_core.lab.experiments.comparison import Repairs
 from purifier_core.lab.methods import ATTACKS
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import Results, look_up
-from purifier_core.pages import detection, repairs
+from purifier_core.pages import detection, repairs, scan_settings
 
 CANDIDATE = {"family": "pixel", "target": 5, "score": 7.25, "p": 0.001}
 
@@ -191,11 +191,11 @@ def test_a_roc_curve_is_counted_from_p_values():
 
 def test_where_the_settings_come_from_is_told():
     choice = json.loads((ROOT / "data" / "scan" / "choice.json").read_text())
-    assert repairs.chosen(choice) in repairs.chosen_on()
+    assert scan_settings.chosen(choice) in scan_settings.chosen_on()
     runs = [{"dataset": name, "attack": "blend", "seed": 7} for name in ("mnist", "cifar10")]
     tried = {"a": {}, "b": {}}
-    told = repairs.chosen({"runs": runs, "means": tried, "chosen": "b"})
+    told = scan_settings.chosen({"runs": runs, "means": tried, "chosen": "b"})
     assert told.startswith(
         "The unlearning's settings (b) were chosen among 2 on MNIST, Blend seed 7, CIFAR-10, Blend seed"
     )
-    assert "not chosen yet" in repairs.chosen({"runs": runs, "means": {"a": {}}, "chosen": "a"})
+    assert "not chosen yet" in scan_settings.chosen({"runs": runs, "means": {"a": {}}, "chosen": "a"})

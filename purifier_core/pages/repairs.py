@@ -1,14 +1,11 @@
 """Scan-repair beside the repairs of the field: what each leaves of a backdoor, and of the network."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, cast
 
 import pandas as pd
 
-from purifier_core.files import ROOT
 from purifier_core.lab import methods
 from purifier_core.lab.cells import TARGET_CLASS
 from purifier_core.lab.experiments.comparison import Repairs
@@ -220,37 +217,6 @@ def bar(rows: list[Row]) -> str:
     met = sum(not row.passes for row in complete)
     share = f"{100 * met / len(complete):.0f} %, bar {ROWS} %"
     return f"**As a clean network is: {met} of {len(complete)} rows** ({share}). {sentence}."
-
-
-def chosen_on() -> str:
-    """On which networks the settings of the unlearning were chosen, and where the scan's scores come from."""
-    null = _scan("null")
-    low, high = (100 * end for end in null["interval"])
-    return (
-        f"{chosen(_scan('choice'))} The scan's p-values rest on clean networks outside this grid: the leads of "
-        f"{null['fitted_to']}, the patches of {null['patches_fitted_to']}. Of {null['held_out']} others it suspected "
-        f"{null['false_alarms']} ({low:.0f} to {high:.0f} % with 95 % confidence). Patches are judged apart since the "
-        "leads had missed MNIST's BadNets (seed 7) and Trojan (seed 1), so these two are no test of that."
-    )
-
-
-def chosen(choice: dict[str, Any]) -> str:
-    """How the settings of the unlearning were chosen, from the record of the choice: of how many, and on what."""
-    networks = dict.fromkeys((run["dataset"], run["attack"], run["seed"]) for run in choice["runs"])
-    names = ", ".join(f"{row_label((attack, dataset))} seed {seed}" for dataset, attack, seed in networks)
-    trial, count = "a first trial, which had looked at the ASR of networks of seed 0", len(choice["means"])
-    if count < 2:
-        return f"The unlearning's settings are not chosen yet: they are those of {trial}, so seed 0 flatters them."
-    return (
-        f"The unlearning's settings ({choice['chosen']}) were chosen among {count} on {names}, by held-out accuracy "
-        "and the success of new stamps; no ASR was measured for it. The candidates lie around the settings of "
-        f"{trial}. Every other row is as it came out."
-    )
-
-
-@cache
-def _scan(name: str) -> Any:
-    return json.loads((ROOT / "data" / "scan" / f"{name}.json").read_text())
 
 
 def reading(results: Results) -> list[str]:

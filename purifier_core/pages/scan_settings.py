@@ -1,0 +1,39 @@
+"""Where the settings of the scan and of the unlearning come from, in words: data/scan."""
+
+import json
+from functools import cache
+from typing import Any
+
+from purifier_core.files import ROOT
+from purifier_core.pages.defenses import row_label
+
+
+def chosen_on() -> str:
+    """On which networks the settings of the unlearning were chosen, and where the scan's scores come from."""
+    null = _scan("null")
+    low, high = (100 * end for end in null["interval"])
+    return (
+        f"{chosen(_scan('choice'))} The scan's p-values rest on clean networks outside this grid: the leads of "
+        f"{null['fitted_to']}, the patches of {null['patches_fitted_to']}. Of {null['held_out']} others it suspected "
+        f"{null['false_alarms']} ({low:.0f} to {high:.0f} % with 95 % confidence). Patches are judged apart since the "
+        "leads had missed MNIST's BadNets (seed 7) and Trojan (seed 1), so these two are no test of that."
+    )
+
+
+def chosen(choice: dict[str, Any]) -> str:
+    """How the settings of the unlearning were chosen, from the record of the choice: of how many, and on what."""
+    networks = dict.fromkeys((run["dataset"], run["attack"], run["seed"]) for run in choice["runs"])
+    names = ", ".join(f"{row_label((attack, dataset))} seed {seed}" for dataset, attack, seed in networks)
+    trial, count = "a first trial, which had looked at the ASR of networks of seed 0", len(choice["means"])
+    if count < 2:
+        return f"The unlearning's settings are not chosen yet: they are those of {trial}, so seed 0 flatters them."
+    return (
+        f"The unlearning's settings ({choice['chosen']}) were chosen among {count} on {names}, by held-out accuracy "
+        "and the success of new stamps; no ASR was measured for it. The candidates lie around the settings of "
+        f"{trial}. Every other row is as it came out."
+    )
+
+
+@cache
+def _scan(name: str) -> Any:
+    return json.loads((ROOT / "data" / "scan" / f"{name}.json").read_text())
