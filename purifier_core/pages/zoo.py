@@ -55,7 +55,8 @@ def advice(outcomes: dict[str, Outcome] | None = None) -> str:
         return "No repair of a backdoored network is recorded yet."
     passing = _passing(took)
     images = max(outcome["images"]["method"] + outcome["images"]["held_out"] for outcome in took.values())
-    rest = f"{' and '.join(passing)} pass" if len(passing) > 1 else f"{passing[0]} passes" if passing else "none passes"
+    names = " and ".join([", ".join(passing[:-1]), passing[-1]] if len(passing) > 1 else passing)
+    rest = f"{names} {'pass' if len(passing) > 1 else 'passes'}" if passing else "none passes"
     return (
         "**To repair a network of your own** take Scan-repair, `purifier fix --method scan-repair`, for a trigger that "
         f"is the same on every image: with {images} clean images it leaves an ASR of at most {100 * GONE:.0f} % in "
