@@ -7,9 +7,8 @@ $PURIFIER_HOME/null), scans each with the clean images that a defense of the lab
 data/scan/null.json, network by network; a run that was stopped goes on. Networks of even seeds give two distributions,
 fitted by maximum likelihood. Gumbel's is of each network's largest score over the families whose stamp works. Where
 none works there is no such score, and no false alarm, so the p-values are too large rather than too small. Beta's is of
-the share of images that the best patch carries, of CIFAR-10's networks alone: theirs give way most.
-Networks of odd seeds, which nothing was fitted to, give the share of false alarms. `recipes.Scanning` holds the fits; a
-test compares.
+the share of images that the best patch carries, of CIFAR-10's networks alone: theirs carry most. Networks of odd seeds,
+which nothing was fitted to, give the share of false alarms. `recipes.Scanning` holds the fits; a test compares.
 """
 
 import json
@@ -144,8 +143,9 @@ def main() -> None:
             print(name, width, seed, record["networks"][-1]["acc"], record["networks"][-1]["scores"], flush=True)
             record["provenance"] = provenance("cpu")
             keep(record)
-    keep(record | summary(record["networks"]))
-    print(summary(record["networks"]))
+    fits = summary(record["networks"])
+    keep(record | fits)
+    print(fits)
 
 
 if __name__ == "__main__":

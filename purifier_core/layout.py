@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 _MANY = 512  # output channels: with as many or more, a CPU rearranges weights for longer than channels_last saves
 _FEW = 16  # channels that fill a cache line; with fewer the threads write into each other's
+_BLOCK = 16  # channels that oneDNN takes at a time, at most: 8 with AVX2
 
 
 def arrange(model: nn.Module) -> nn.Module:
@@ -45,14 +46,14 @@ class Strided(nn.Conv2d):
 
 @contextmanager
 def safely(model: nn.Module) -> Iterator[None]:
-    """Inside, the backward pass of `model` on a CPU is right whatever it is made of.
+    """Inside, `model` can be trained on a CPU whatever it is made of.
 
     oneDNN writes past its memory for 1x1 convolutions with a stride and few input channels, on channels_last maps (its
     issue 6035: fewer than 8 channels with AVX2). A model with such a one does without oneDNN.
     """
     enabled = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = enabled and not any(  # type: ignore[assignment]  # torch types it as a property
-        type(m) is nn.Conv2d and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < _FEW
+        type(m) is nn.Conv2d and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < _BLOCK
         for m in model.modules()
     )
     try:

@@ -10,7 +10,7 @@ tenth of the margin that the network has on clean images. Only the foremost ten 
 below. The tenth keeps a lead from seeming large where those ten lie close.
 
 A patch is judged in a second way, since a backdoor may lift the margins of all classes: by the share of images that it
-carries to its class. A patch of 3.5 % of the image always leaves some images of a clean network where they were.
+carries to its class. In a clean network a patch of 3.5 % of the image leaves some images where they were.
 `recipes.Scanning` holds how large scores and shares are in clean networks.
 """
 

@@ -155,8 +155,7 @@ def fit(
         forget()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
             value = loss(model, batch(piece), labels[piece])
-        with safely(model):
-            value.backward()
+        value.backward()
         optimizer.step()
         total.add_(value.detach() * len(piece))
 
@@ -179,7 +178,8 @@ def fit(
             for parameter, value in zip(apart, saved["apart"], strict=True):
                 parameter.copy_(value)
     started = time.perf_counter() - effort.seconds
-    with progress(title, total=min(epochs * len(images), effort.images + remaining * recipe.batch_size)) as bar:
+    planned = min(epochs * len(images), effort.images + remaining * recipe.batch_size)
+    with safely(model), progress(title, total=planned) as bar:
         bar.update(effort.images)
         for epoch in range(first, epochs):
             set_rate(epoch)

@@ -53,18 +53,20 @@ def test_every_table_and_figure_is_whole_at_small(kind):
 @pytest.mark.parametrize("kind", [Table3, Table4, Readings], ids=lambda kind: kind.name)
 def test_the_tables_and_readings_have_three_seeds(kind):
     """Every place of them, so that every number can decide."""
-    found = look_up(kind(profile="small"), STORE, reading=True).by_place
-    assert min(map(len, found.values())) >= DECIDES
+    by_place = look_up(kind(profile="small"), STORE, reading=True).by_place
+    assert min(map(len, by_place.values())) >= DECIDES
 
 
 def test_mnists_numbers_have_the_planned_seeds():
     """Ten for Table 3's row of 3,000, five for its other rows, for Table 4 and for the readings."""
-    found = {kind: look_up(kind(profile="small"), STORE, reading=True).by_place for kind in (Table3, Table4, Readings)}
-    sizes = {row: [len(records) for (at, _), records in found[Table3].items() if at == row] for row in Table3.every}
+    by_kind = {
+        kind: look_up(kind(profile="small"), STORE, reading=True).by_place for kind in (Table3, Table4, Readings)
+    }
+    sizes = {row: [len(records) for (at, _), records in by_kind[Table3].items() if at == row] for row in Table3.every}
     assert min(sizes[3000]) >= 10
     assert min(sizes[4500] + sizes[6000]) >= 5
-    assert min(map(len, found[Table4].values())) >= 5
-    assert min(len(records) for (row, _), records in found[Readings].items() if row.dataset == "mnist") >= 5
+    assert min(map(len, by_kind[Table4].values())) >= 5
+    assert min(len(records) for (row, _), records in by_kind[Readings].items() if row.dataset == "mnist") >= 5
 
 
 def test_every_defense_has_met_every_attack_that_took():

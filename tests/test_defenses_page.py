@@ -180,6 +180,6 @@ def test_one_run_of_a_large_network_hides_no_seeds_of_a_small_one(tmp_path):
     store.save(replace(at(ROW, NONE, 0.99, 1.0), cell=wide, key=wide.key()))
     other = GRID.cell(TUNED, ROW, 0, "wide")
     store.save(replace(at(ROW, TUNED, 0.99, 1.0), cell=other, key=other.key()))
-    found = look_up(Defenses(dataset="mnist", attack="badnets"), store, reading=True).by_place
-    assert [r.cell.profile for r in found[ROW, NONE]] == ["small"] * 3
-    assert [r.cell.profile for r in found[ROW, TUNED]] == ["wide"]  # what no other size has is shown
+    by_place = look_up(Defenses(dataset="mnist", attack="badnets"), store, reading=True).by_place
+    assert [r.cell.profile for r in by_place[ROW, NONE]] == ["small"] * 3
+    assert [r.cell.profile for r in by_place[ROW, TUNED]] == ["wide"]  # what no other size has is shown

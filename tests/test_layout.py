@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.device import threads
+from purifier_core.fix import costs
 from purifier_core.lab.models import build
 from purifier_core.layout import BatchNorm2d, Strided, arrange, fed, safely
 from purifier_core.recipes import Recipe
@@ -101,12 +102,12 @@ def test_a_strided_1x1_convolution_gives_torchs_numbers():
     ours = Strided(16, 24, 1, (2, 3))
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(3, 16, 12, 12)
-    found = []
+    outcomes = []
     for layer in (theirs, ours):
         start = x.clone().requires_grad_()
         layer(start).square().sum().backward()
-        found.append([layer(x), start.grad, layer.weight.grad, layer.bias.grad])
-    for one, other in zip(*found, strict=True):
+        outcomes.append([layer(x), start.grad, layer.weight.grad, layer.bias.grad])
+    for one, other in zip(*outcomes, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -127,6 +128,7 @@ def test_training_a_users_narrow_network_is_safe_and_right():
         assert torch.backends.mkldnn.enabled
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(64) % 10
+    assert costs.estimate(model, images, ["1"], 10, Recipe(1, 0.1), "channel"), "a step is measured before the training"
     fit(
         model, images, labels, Recipe(1, 0.1, batch_size=64, momentum=0.0, weight_decay=0.0), seed=0, augment=NO_AUGMENT
     )

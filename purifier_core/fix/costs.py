@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.evaluation import logits_of, to_float
+from purifier_core.layout import safely
 from purifier_core.recipes import GRANULARITIES, Recipe
 from purifier_core.sites import shapes
 
@@ -43,8 +44,9 @@ def _step(model: nn.Module, images: torch.Tensor, bytes_of_heads: int) -> float:
     x = to_float(images)
     model.zero_grad()
     started = time.perf_counter()
-    logits = logits_of(model(x))
-    F.cross_entropy(logits, logits.argmax(1)).backward()
+    with safely(model):
+        logits = logits_of(model(x))
+        F.cross_entropy(logits, logits.argmax(1)).backward()
     if x.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) / len(images)
