@@ -66,8 +66,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a scan found. `reason` says why the verdict is `cannot tell`, `margins` holds each family's by class,
-    `natural` is the mean lead of the network's answers to clean images."""
+    """What a scan found; printed, it says so in words. `reason` says why the verdict is `cannot tell`, `margins` holds
+    each family's by class, `natural` is the mean lead of the network's answers to clean images."""
 
     verdict: str
     candidates: tuple[Candidate, ...]
@@ -76,6 +76,9 @@ class Findings:
     seconds: float
     reason: str = ""
     how: Scanning = SCANNING
+
+    def __str__(self) -> str:
+        return "\n".join(verdict(self))
 
     @property
     def p(self) -> float:

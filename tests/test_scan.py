@@ -270,6 +270,7 @@ def test_a_rare_lead_by_a_stamp_that_works_on_some_images_alone_is_no_all_clear(
     assert found.reason.startswith(told)
     assert found.suspects == ()
     assert verdict(found)[0].startswith(found.verdict)
+    assert str(found).splitlines() == verdict(found)
     assert verdict(found)[1].startswith("patch: class 6 does not stand out")
 
 
