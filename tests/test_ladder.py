@@ -53,6 +53,7 @@ def test_what_changes_with_the_width_is_named():
     single = [at(TUNED, 0.5, 0, 1.0)]
     first, *lines = ladder.reading(Results(GRID, "small", "as asked", [*stays, *goes, *single]))
     assert "With the width the answer changes for Finetuning." in first
+    assert first.endswith("that their range covers the median of all runs.")
     assert lines == [
         "Finetuning: at width 1/8 stays (3 seeds, 75 %), 1/4 does not stay (3 seeds, 75 %), 1/2 not decided: one run."
     ]

@@ -8,7 +8,7 @@ from purifier_core.lab.records import Record
 from purifier_core.lab.results import Results
 from purifier_core.pages import drawing
 from purifier_core.pages.report import METRICS
-from purifier_core.pages.seeds import Decision, decide
+from purifier_core.pages.seeds import BRACKETS, Decision, decide
 from purifier_core.pages.statistics import TAKEN, measured
 
 COLOURS = {"acc": "#1d4ed8", "asr": drawing.OURS}
@@ -56,7 +56,7 @@ def reading(results: Results) -> list[str]:
         return [f"No record at profile {results.shown} is there yet."]
     change = f"With the width the answer changes for {', '.join(turned)}." if turned else "No decided answer changes."
     gaps = f" For {unsure} of {len(results.experiment.columns())} methods some width is not decided." if unsure else ""
-    return [f"The backdoor stays if ASR is {100 * TAKEN:g} % or more in every seed. {change}{gaps}", *lines]
+    return [f"The backdoor stays if ASR is {100 * TAKEN:g} % or more in every seed. {change}{gaps} {BRACKETS}", *lines]
 
 
 def figure(results: Results) -> Any:

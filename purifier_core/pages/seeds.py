@@ -35,6 +35,9 @@ decided if at least {DECIDES} seeds answer, all in the same way. Else the page s
 
 **Took.** A backdoor took if the undefended network has an ASR of at least {100 * TAKEN:g} % in every seed."""
 
+BRACKETS = "In brackets: how many seeds decide, and the probability that their range covers the median of all runs."
+"""What stands behind an answer, where a page gives several."""
+
 Place = tuple[Any, Column]
 Pair = tuple[float, float]  # ACC and ASR in percent
 Run = Mapping[Place, Pair]
