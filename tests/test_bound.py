@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from brief import BRIEF
 from torch import nn
 
 from purifier_core.bounds import QUANTILES, Bound, Largest, bound
@@ -14,6 +15,7 @@ from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.compute import Work
 from purifier_core.lab.poisoning import asr_set
+from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store
 from purifier_core.sites import detach
 
@@ -112,8 +114,9 @@ def test_too_many_values_are_refused_before_anything_is_computed():
         bound(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(200_000, -1, -1, -1), "feature", 0.9)
 
 
-def test_bounds_remove_badnets_from_a_backdoored_network(quick):
+def test_bounds_remove_badnets_from_a_backdoored_network(quick, monkeypatch):
     """400 clean images, as in the trial that this method comes from: ASR from near 1 to near 0, ACC as it was."""
+    monkeypatch.setitem(PROFILES, "quick", BRIEF)
     work = Work(Store(), "quick", "mnist", "cpu")  # where it was trained for the tables
     model, _ = work.backdoored(Cell("mnist", "vgg16", "badnets", 0.1, "none", 0, 0, "quick"))
     split = data.load("mnist", embedded=True)
