@@ -31,7 +31,7 @@ def test_every_record_is_whole_and_current():
         assert record.provenance["commit"], path
         assert not record.provenance["dirty"], path
         if cell.dataset == "mnist":
-            turned = 10_000 if cell.attack == "badnets_all" else 9_108  # no image has the class wanted of it; or 892 do
+            turned = 10_000 if cell.attack == "badnets_all" else 9_108  # 892 images are of the one target class
             assert (record.acc_images, record.asr_images) == (10_000, turned), path
 
 
