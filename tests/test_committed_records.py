@@ -31,8 +31,8 @@ def test_every_record_is_whole_and_current():
         assert record.provenance["commit"], path
         assert not record.provenance["dirty"], path
         if cell.dataset == "mnist":
-            turned = 10_000 if cell.attack == "badnets_all" else 9_108  # 892 images are of the one target class
-            assert (record.acc_images, record.asr_images) == (10_000, turned), path
+            asr_images = 10_000 if cell.attack == "badnets_all" else 9_108  # 892 are of the one target class
+            assert (record.acc_images, record.asr_images) == (10_000, asr_images), path
 
 
 def test_all_defenses_of_a_seed_start_from_one_backdoored_model():

@@ -193,8 +193,8 @@ def test_where_the_settings_come_from_is_told():
     assert scan_settings.chosen(choice) in scan_settings.chosen_on()
     runs = [{"dataset": name, "attack": "blend", "seed": 7} for name in ("mnist", "cifar10")]
     tried = {"a": {}, "b": {}}
-    told = scan_settings.chosen({"runs": runs, "means": tried, "chosen": "b"})
-    assert told.startswith(
+    sentence = scan_settings.chosen({"runs": runs, "means": tried, "chosen": "b"})
+    assert sentence.startswith(
         "The unlearning's settings (b) were chosen among 2 on MNIST, Blend seed 7, CIFAR-10, Blend seed"
     )
     assert "not chosen yet" in scan_settings.chosen({"runs": runs, "means": {"a": {}}, "chosen": "a"})
