@@ -206,6 +206,19 @@ def test_a_deleted_record_comes_back_with_the_same_numbers(store):
         assert [(r.acc, r.asr, r.provenance["backdoored_model"]) for r in again.records] == wanted
 
 
+def test_records_of_two_trainings_of_one_network_are_told(store):
+    """As where records come from another machine, and the network does not."""
+    undefended = runner.run(table(methods="none"), say=lambda _: None).records[0]
+    store.save(replace(undefended, provenance=undefended.provenance | {"backdoored_model": "another"}))
+    lines: list[str] = []
+    results = runner.run(table(methods="none,finetuning"), say=lines.append)
+    caution = f"Caution: trained more than once, as on two machines: {undefended.cell}."
+    assert lines[-1].startswith(caution)
+    assert caution in results.headline
+    runner.run(table(methods="none,finetuning"), say=lines.append)
+    assert caution in lines[-1]
+
+
 def test_a_failing_cell_is_recorded_and_the_others_go_on(store, monkeypatch, capsys):
     def broken(*_args, **_options):
         raise RuntimeError("the student broke")

@@ -1,7 +1,7 @@
 """The records of an experiment, looked up and never computed. Without torch."""
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.grids import Column, Experiment
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 
@@ -66,13 +67,23 @@ class Results:
         return ", else ".join(self.sizes) or self.profile
 
     @property
+    def mixed(self) -> str:
+        """A caution where records of one seed start from different networks; else nothing."""
+        names = ", ".join(str(cell) for cell in retrained(self.records))
+        return names and (
+            f"Caution: trained more than once, as on two machines: {names}. Its records start from different networks, "
+            "so a difference between them is not the defense's alone. Use another seed, or delete these records."
+        )
+
+    @property
     def headline(self) -> str:
         """The first line of every output: which profile, why, and a caution unless it is the paper's."""
         caution = "" if self.profile == "paper" else "Not the paper's setting. "
         note = self.experiment.note(self.profile)
         line = f"{caution}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}.{note}"
         others = " or ".join(size for size in self.sizes if size != self.profile)
-        return f"{line} What it lacks is taken from {others}." if others else line
+        lacks = f"What it lacks is taken from {others}." if others else ""
+        return " ".join(filter(None, (line, lacks, self.mixed)))
 
     def stop_if_failed(self) -> None:
         """Raise RuntimeError if a cell failed: called after all else is shown, so that the exit status says it."""
@@ -148,6 +159,15 @@ def _read(experiment: Experiment, store: Store) -> Results:
     seeds = sorted({record.cell.seed for record in records}) or experiment.seeds
     gaps = [replace(place, profile=profile, seed=seeds[0]) for place in missing]
     return Results(replace(grid, seeds=seeds), profile, reason if used else "no records yet", records, gaps)
+
+
+def retrained(records: Iterable[Record]) -> list[Cell]:
+    """The undefended networks that were trained more than once for these records. Another machine rounds otherwise."""
+    trainings: dict[Cell, set[str]] = defaultdict(set)
+    for record in records:
+        if METHODS[record.cell.defense].data != "poisoned":  # such a method trains a network of its own
+            trainings[record.cell.backdoored()].add(record.provenance.get("backdoored_model", ""))
+    return [cell for cell, networks in trainings.items() if len(networks) > 1]
 
 
 def enough_first(choices: Sequence[Choice], seeds: Callable[[Choice], int]) -> list[Choice]:
