@@ -111,14 +111,16 @@ def test_the_page_names_what_passes_first(tmp_path):
         else:
             store.save(attacked(cell, 0.005, 0.1))
     results = look_up(grid, store)
-    first, plain, hiding, rest = breaking.passes(results)
-    assert first.startswith("**MNIST, BadNets, knows the scan** passes by trigger: 100.0 % (a clean network 0.5 %)")
-    assert "after 30 poisoned: 30.0 % (a clean network 10.0 %)" in first
+    plain, hiding, rest = breaking.passes(results)
     assert plain == (
-        "MNIST, BadNets (four corners), 2 seeds: the scan suspected a backdoor in 2, and named the attacker's class in "
-        "2."
+        "**MNIST, BadNets (four corners)** (2 seeds). Nothing passes. The scan suspected a backdoor in 2 of 2, and "
+        "named the attacker's class in 2."
     )
-    assert "suspected a backdoor in 0" in hiding
+    assert hiding.startswith(
+        "**MNIST, BadNets, knows the scan** (2 seeds). Passes: trigger, 100.0 % (a clean network 0.5 %); trigger + "
+    )
+    assert "30 poisoned images, 30.0 % (a clean network 10.0 %)" in hiding
+    assert "suspected a backdoor in 0 of 2" in hiding
     assert rest == "In 7 other cases an attack gains at most 10 points over a clean network."
     table = breaking.table(results)
     assert set(table.index.get_level_values(0)) == {"MNIST, BadNets (four corners)", "MNIST, BadNets, knows the scan"}

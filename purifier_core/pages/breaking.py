@@ -20,8 +20,8 @@ KINDS: dict[tuple[str, ...], str] = {
     ("stamped", "16"): "trigger + 16/255",
     ("plain", "8"): "8/255 alone",
     ("plain", "16"): "16/255 alone",
-    ("repoisoned", "10"): "after 10 poisoned",
-    ("repoisoned", "30"): "after 30 poisoned",
+    ("repoisoned", "10"): "10 poisoned images",
+    ("repoisoned", "30"): "30 poisoned images",
 }
 """What is tried, by its place in a record."""
 
@@ -59,7 +59,7 @@ def table(results: Results) -> pd.DataFrame:
                 "a clean network": _text(values[CLEAN]),
             }
     frame = pd.DataFrame.from_dict(lines, orient="index", columns=["after Scan-repair", "a clean network"])
-    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["attack", "%"])
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["attack", "what is tried"])
     return frame
 
 
@@ -68,7 +68,7 @@ def _text(value: Estimate | None) -> str:
 
 
 def passes(results: Results) -> list[str]:
-    """Each attack that passes, what the scan said of the attacker who knows it, and what does not pass."""
+    """For each row what passes, and what the scan said of the networks; last, how much does not pass."""
     rows = tried(results)
     if not rows:
         return [f"No record of this page at profile {results.shown} is there yet."]
@@ -79,20 +79,19 @@ def passes(results: Results) -> list[str]:
         for kind, name in KINDS.items():
             success, line = rate(repaired, kind), rate(clean, kind)
             if success and line and success.mean - line.mean > ABOVE:
-                gains.append(f"{name}: {number(success.mean)} % (a clean network {number(line.mean)} %)")
+                gains.append(f"{name}, {number(success.mean)} % (a clean network {number(line.mean)} %)")
             failures += bool(success and line and success.mean - line.mean <= ABOVE)
-        if gains:
-            lines.append(f"**{row_label(row)}** passes by {'; '.join(gains)}.")
-    lines += [_scanned(row, results.by_place[row, REPAIRED]) for row in rows]
+        outcome = f"Passes: {'; '.join(gains)}." if gains else "Nothing passes."
+        lines.append(f"**{row_label(row)}** ({runs(len(repaired))}). {outcome} {_scanned(repaired)}")
     return [*lines, f"In {failures} other cases an attack gains at most {ABOVE:g} points over a clean network."]
 
 
-def _scanned(row: tuple[str, str], records: list[Record]) -> str:
-    """What the scan said of the networks of a row."""
+def _scanned(records: list[Record]) -> str:
+    """What the scan said of these networks."""
     suspected = sum(record.diagnostics["verdict"] == SUSPECTED for record in records)
-    count = sum(map(named, records))
-    line = f"{row_label(row)}, {runs(len(records))}: the scan suspected a backdoor in {suspected}"
-    return f"{line}, and named the attacker's class in {count}."
+    known = sum(map(named, records))
+    count = len(records)
+    return f"The scan suspected a backdoor in {suspected} of {count}, and named the attacker's class in {known}."
 
 
 def reading(results: Results) -> list[str]:
