@@ -11,12 +11,14 @@ al., 2023), distillation, and bounded activations.
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from purifier_core.bounds import Bounded, bound
 from purifier_core.evaluation import logits_of, to_float
@@ -146,6 +148,9 @@ def unlearn(
 
     BatchNorm's statistics stay as they are. The loss on images x, their stamped copies S(x) and their labels y is
     CE(f(x), z) + CE(f(S(x)), z) + distilled * KL(g(x) || f(x)), g the given network and z = (g(x) + onehot y) / 2.
+
+    With `training_mode` the last two terms come once more, of the network as a later training sees it: BatchNorm takes
+    the statistics of x and of that share of S(x). Else finetuning can bring the trigger back, on clean images alone.
     """
     draws = torch.Generator().manual_seed(seed)
     bank = Bank(clean, how.mixed, how.dropout)
@@ -156,11 +161,20 @@ def unlearn(
     def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             probabilities = logits_of(given(x)).softmax(1)
-        answers = logits_of(network(to_float(torch.cat([x, bank(x, draws)]))))
         labels = (probabilities + F.one_hot(y, probabilities.shape[1])) / 2
-        plain, stamped = answers.chunk(2)
-        divergence = F.kl_div(plain.log_softmax(1), probabilities, reduction="batchmean")
-        return F.cross_entropy(plain, labels) + F.cross_entropy(stamped, labels) + how.distilled * divergence
+        images = to_float(torch.cat([x, bank(x, draws)]))
+
+        def divergence(plain: torch.Tensor) -> torch.Tensor:
+            return how.distilled * F.kl_div(plain.log_softmax(1), probabilities, reduction="batchmean")
+
+        plain, stamped = logits_of(network(images)).split(len(x))
+        total = F.cross_entropy(plain, labels) + F.cross_entropy(stamped, labels) + divergence(plain)
+        few = round(how.training_mode * len(x))
+        with batch_statistics(network) as layers:
+            if few and layers:
+                plain, stamped = logits_of(network(images[: len(x) + few])).split(len(x))
+                total = total + F.cross_entropy(stamped, labels[:few]) + divergence(plain)
+        return total
 
     def renew(network: nn.Module, epoch: int) -> None:
         if epoch < recipe.epochs:
@@ -180,6 +194,19 @@ def unlearn(
         title="unlearning",
     )
     return network, effort
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[list[_BatchNorm]]:
+    """Inside, its BatchNorm layers, which this gives, take each batch's own statistics; the running ones stay."""
+    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and not m.training and m.track_running_stats]
+    for layer in layers:
+        layer.training, layer.track_running_stats = True, False
+    try:
+        yield layers
+    finally:
+        for layer in layers:
+            layer.training, layer.track_running_stats = False, True
 
 
 def _searched(

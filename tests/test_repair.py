@@ -72,12 +72,14 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768), nn.Linear(768, 8)).eval()
 
 
-def test_a_step_of_unlearning_by_hand(monkeypatch):
-    """CE(f(x), z) + CE(f(S(x)), z) + 4 KL(g(x) || f(x)), z = (g(x) + onehot y) / 2; one batch, one step of SGD."""
+@pytest.mark.parametrize("training_mode", [0.0, 0.25])
+def test_a_step_of_unlearning_by_hand(training_mode, monkeypatch):
+    """CE(f(x), z) + CE(f(S(x)), z) + 4 KL(g(x) || f(x)), z = (g(x) + onehot y) / 2; one batch, one step of SGD. In
+    training mode once more, without the first term, and with 8 of the 32 stamped images."""
     given, seen = linear(), []
     clean = Clean.of(IMAGES[:32], LABELS[:32])
     candidate = Candidate("pixel", 0, 9.0, 0.0, 1.0, 9.0, weak(0.5))
-    how = Unlearning(lr=0.1, weight_decay=0.0, searches=0)
+    how = Unlearning(lr=0.1, weight_decay=0.0, searches=0, training_mode=training_mode)
     monkeypatch.setattr(Unlearning, "recipe", lambda self, count: Recipe(1, self.lr, weight_decay=0.0))
 
     def stamp(self, x, generator):
@@ -93,10 +95,19 @@ def test_a_step_of_unlearning_by_hand(monkeypatch):
     f, stamped, g = (net(picture).softmax(1) for net, picture in ((by_hand, x), (by_hand, 0.9 * x + 0.1), (given, x)))
     z = (g.detach() + F.one_hot(LABELS[order], 8)) / 2
     loss = -(z * f.log()).sum() - (z * stamped.log()).sum() + 4 * (g.detach() * (g.detach() / f).log()).sum()
-    slopes = torch.autograd.grad(loss / 32, list(by_hand.parameters()))
+    loss = loss / 32
+    if training_mode:
+        few = torch.cat([x, 0.9 * x[:8] + 0.1]).flatten(1)
+        normed = (few - few.mean(0)) / (few.var(0, correction=0) + 1e-5).sqrt()
+        likely = by_hand[2](normed * by_hand[1].weight + by_hand[1].bias).softmax(1)
+        loss = loss - (z[:8] * likely[32:].log()).sum() / 8
+        loss = loss + 4 * (g.detach() * (g.detach() / likely[:32]).log()).sum() / 32
+    slopes = torch.autograd.grad(loss, list(by_hand.parameters()))
     for trained, start, slope in zip(network.parameters(), by_hand.parameters(), slopes, strict=True):
         torch.testing.assert_close(trained, start - 0.1 * slope, atol=1e-5, rtol=1e-4)
-    assert torch.equal(network[1].running_mean, given[1].running_mean), "BatchNorm's statistics stay"
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(getattr(network[1], name), getattr(given[1], name)), "BatchNorm's statistics stay"
+    assert not any(module.training for module in network.modules())
 
 
 class Corner(nn.Module):
