@@ -177,7 +177,7 @@ class Cell:
         if isinstance(value, tuple):
             return [plain(recipe) for recipe in value]
         if isinstance(value, (Scanning, Unlearning)):
-            return {name: number for name, number in asdict(value).items() if (name, number) != ("training_mode", 0.0)}
+            return asdict(value)
         return plain(value) if isinstance(value, Recipe) else value
 
     @property
