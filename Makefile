@@ -29,7 +29,7 @@ picture: $(INSTALLED)  ## the README's picture, from the committed records
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11 ...")'
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[book,cluster,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,cluster,test]'
 	touch $(INSTALLED)
 
 clean:

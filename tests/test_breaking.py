@@ -52,14 +52,15 @@ def test_moved_pixels_are_rounded_and_cut_off():
     assert torch.equal(moved(IMAGES, change), (IMAGES.int() + 10).clamp(max=255).to(torch.uint8))
 
 
-def test_repoisoning_is_finetuning_on_clean_and_a_few_stamped_images():
+@pytest.mark.parametrize("count", [0, 7])
+def test_repoisoning_is_finetuning_on_clean_and_a_few_stamped_images(count):
     model = linear()
     before = copy.deepcopy(model.state_dict())
-    network = repoisoned(model, IMAGES, LABELS, badnets, 5, 7, seed=2, augment=NO_AUGMENT)
-    order = [i for i in torch.randperm(40, generator=torch.Generator().manual_seed(2)).tolist() if i % 10 != 5][:7]
-    x = torch.cat([torch.stack([badnets(IMAGES[i][None])[0] for i in order]), IMAGES])
+    network = repoisoned(model, IMAGES, LABELS, badnets, 5, count, seed=2, augment=NO_AUGMENT)
+    order = [i for i in torch.randperm(40, generator=torch.Generator().manual_seed(2)).tolist() if i % 10 != 5][:count]
+    x = torch.cat([*(badnets(IMAGES[i][None]) for i in order), IMAGES])
     wanted = copy.deepcopy(model)
-    fit(wanted, x, torch.tensor([5] * 7 + LABELS.tolist()), REPOISONING, seed=2, augment=NO_AUGMENT)
+    fit(wanted, x, torch.tensor([5] * count + LABELS.tolist()), REPOISONING, seed=2, augment=NO_AUGMENT)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), wanted.parameters(), strict=True))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -75,7 +76,7 @@ def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(few, h
         assert {kind: set(rates) for kind, rates in told.items()} == {
             "stamped": {"8", "16"},
             "plain": {"8", "16"},
-            "repoisoned": {"10", "30"},
+            "repoisoned": {"0", "10", "30"},
         }
         assert all(0 <= rate <= 1 for rates in told.values() for rate in rates.values())
     repaired, clean, alone = records
@@ -86,7 +87,7 @@ def test_both_kinds_are_attacked_alike_and_the_clean_one_is_the_reference(few, h
 
 
 def attacked(cell: Cell, asr: float, told: float, found: bool = True) -> Record:
-    kinds = {"stamped": ("8", "16"), "plain": ("8", "16"), "repoisoned": ("10", "30")}
+    kinds = {"stamped": ("8", "16"), "plain": ("8", "16"), "repoisoned": ("0", "10", "30")}
     rates = {kind: dict.fromkeys(names, told) for kind, names in kinds.items()}
     suspects = [{"target": 5}] if found else []
     verdict = "backdoor suspected" if found else "nothing stands out"
@@ -117,11 +118,11 @@ def test_the_page_names_what_passes_first(tmp_path):
         "named the attacker's class in 2."
     )
     assert hiding.startswith(
-        "**MNIST, BadNets, knows the scan** (2 seeds). Passes: trigger, 100.0 % (a clean network 0.5 %); trigger + "
+        "**MNIST, BadNets, knows the scan** (2 seeds). Passes: trigger (100.0 %, a clean network 0.5 %); trigger + "
     )
-    assert "30 poisoned images, 30.0 % (a clean network 10.0 %)" in hiding
+    assert "finetuning, 30 poisoned (30.0 %, a clean network 10.0 %)" in hiding
     assert "suspected a backdoor in 0 of 2" in hiding
-    assert rest == "In 7 other cases an attack gains at most 10 points over a clean network."
+    assert rest == "In 8 other cases an attack gains at most 10 points over a clean network."
     table = breaking.table(results)
     assert set(table.index.get_level_values(0)) == {"MNIST, BadNets (four corners)", "MNIST, BadNets, knows the scan"}
     line = table.loc[("MNIST, BadNets (four corners)", "8/255 alone")]

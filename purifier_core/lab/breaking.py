@@ -18,8 +18,8 @@ from purifier_core.training import Augment, fit
 
 EPSILONS = (8, 16)
 """The largest change of a pixel, of 255, in a re-activation."""
-COUNTS = (10, 30)
-"""How many poisoned images a re-poisoning has."""
+COUNTS = (0, 10, 30)
+"""How many poisoned images a re-poisoning has; 0 is finetuning on clean images alone."""
 REPOISONING = Recipe(5, 0.01)
 STEPS = 100
 """Of the search of a perturbation."""
@@ -63,7 +63,7 @@ def repoisoned(
     seed: int,
     augment: Augment,
 ) -> nn.Module:
-    """A copy of `model` finetuned for five epochs on clean images and stamped copies of `count` of them."""
+    """A copy of `model` finetuned for five epochs on clean images and stamped copies of `count` of them, or of none."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.device)
     chosen = order[labels[order] != target][:count]
     x = torch.cat([trigger(images[chosen]), images])

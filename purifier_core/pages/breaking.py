@@ -20,8 +20,9 @@ KINDS: dict[tuple[str, ...], str] = {
     ("stamped", "16"): "trigger + 16/255",
     ("plain", "8"): "8/255 alone",
     ("plain", "16"): "16/255 alone",
-    ("repoisoned", "10"): "10 poisoned images",
-    ("repoisoned", "30"): "30 poisoned images",
+    ("repoisoned", "0"): "finetuning, clean",
+    ("repoisoned", "10"): "finetuning, 10 poisoned",
+    ("repoisoned", "30"): "finetuning, 30 poisoned",
 }
 """What is tried, by its place in a record."""
 
@@ -79,7 +80,7 @@ def passes(results: Results) -> list[str]:
         for kind, name in KINDS.items():
             success, line = rate(repaired, kind), rate(clean, kind)
             if success and line and success.mean - line.mean > ABOVE:
-                gains.append(f"{name}, {number(success.mean)} % (a clean network {number(line.mean)} %)")
+                gains.append(f"{name} ({number(success.mean)} %, a clean network {number(line.mean)} %)")
             failures += bool(success and line and success.mean - line.mean <= ABOVE)
         outcome = f"Passes: {'; '.join(gains)}." if gains else "Nothing passes."
         lines.append(f"**{row_label(row)}** ({runs(len(repaired))}). {outcome} {_scanned(repaired)}")
