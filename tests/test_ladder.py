@@ -52,12 +52,17 @@ def test_what_changes_with_the_width_is_named():
     goes = [at(TUNED, 0.25, seed, 0.1) for seed in range(3)]
     single = [at(TUNED, 0.5, 0, 1.0)]
     first, *lines = ladder.reading(Results(GRID, "small", "as asked", [*stays, *goes, *single]))
-    assert "With the width the answer changes for Finetuning." in first
+    assert (
+        "With the width the answer changes for Finetuning. For 1 of 1 methods the answer is open at some width."
+        in first
+    )
+    assert "No record yet at width 1." in first
     assert first.endswith("that their range covers the median of all runs.")
     assert lines == [
         "Finetuning: at width 1/8 stays (3 seeds, 75 %), 1/4 does not stay (3 seeds, 75 %), 1/2 not decided: one run."
     ]
-    assert "No decided answer changes." in ladder.reading(Results(GRID, "small", "", stays))[0]
+    alone = ladder.reading(Results(GRID, "small", "", stays))[0]
+    assert "No decided answer changes. No record yet at width 1/4, 1/2, 1." in alone
 
 
 def test_the_table_has_every_width_and_the_figure_every_method(tmp_path):

@@ -24,6 +24,8 @@ def limits(options: Options, comparison: Comparison) -> list[str]:
             "The scan looks for one stamp that carries all images to a class. A trigger that follows the image, or "
             "that the scan does not reach, is not found."
         )
+    if options.repairs:
+        lines.append("Finetuning can bring the trigger back, even on clean images alone. Scan again after it.")
     if options.bounds or options.repairs:
         lines += [
             "Bounds cut off what no clean image reaches. A trigger whose activations stay below them passes: in this "

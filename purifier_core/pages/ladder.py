@@ -43,7 +43,8 @@ def stays(records: list[Record]) -> Decision:
 def reading(results: Results) -> list[str]:
     """For each method whether the backdoor stays at every width, and whether the answer changes with the width."""
     lines, turned, unsure = [], [], 0
-    widths = results.experiment.rows(results.profile)
+    every = results.experiment.rows(results.profile)
+    widths = [width for width in every if any(row == width for row, _ in results.by_place)]
     for column in results.experiment.columns():
         answers = {w: stays(results.by_place.get((w, column), [])) for w in widths}
         words = ", ".join(f"{width_name(w)} {d.text('stays', 'does not stay')}" for w, d in answers.items() if d.n)
@@ -51,12 +52,15 @@ def reading(results: Results) -> list[str]:
             lines.append(f"{column.label}: at width {words}.")
         sure = {decision.answer for decision in answers.values() if decision.answer is not None}
         turned += [column.label] if len(sure) > 1 else []
-        unsure += any(decision.answer is None for decision in answers.values())
+        unsure += bool(words) and any(decision.answer is None for decision in answers.values())
     if not lines:
         return [f"No record at profile {results.shown} is there yet."]
     change = f"With the width the answer changes for {', '.join(turned)}." if turned else "No decided answer changes."
-    gaps = f" For {unsure} of {len(results.experiment.columns())} methods some width is not decided." if unsure else ""
-    return [f"The backdoor stays if ASR is {100 * TAKEN:g} % or more in every seed. {change}{gaps} {BRACKETS}", *lines]
+    undecided = f"For {unsure} of {len(lines)} methods the answer is open at some width."
+    missing = f"No record yet at width {', '.join(width_name(width) for width in every if width not in widths)}."
+    gaps = [undecided] * (unsure > 0) + [missing] * (len(widths) < len(every))
+    rule = f"The backdoor stays if ASR is {100 * TAKEN:g} % or more in every seed."
+    return [" ".join([rule, change, *gaps, BRACKETS]), *lines]
 
 
 def figure(results: Results) -> Any:
