@@ -12,8 +12,7 @@ al., 2023), distillation, and bounded activations.
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from purifier_core.recipes import UNLEARNING, Unlearning
 from purifier_core.scanning import Candidate, Findings, hard, scan
 from purifier_core.sites import unwrapped
 from purifier_core.stamps import STRENGTHS, Clean, Stamps, blocks, search
-from purifier_core.training import NO_AUGMENT, Augment, Effort, fit
+from purifier_core.training import NO_AUGMENT, Augment, Effort, batch_statistics_alone, fit
 
 _PATCHES = (36, 16, 48, 24)  # of 1,024 pixels: the sizes that patches are searched with
 _KEPT = (12, 24, 36, 48)  # and those with which they are put on an image
@@ -159,6 +158,8 @@ def unlearn(
     bank.first = [hard(candidate.stamp, clean) for candidate in candidates]
     bank.first += _searched(given, clean, candidates, how, how.searches, how.steps, draws)
     recipe = how.recipe(len(clean.images))
+    network = copy.deepcopy(given).eval().requires_grad_(True)
+    normalising = nn.ModuleList(m for m in network.modules() if isinstance(m, _BatchNorm))
 
     def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -172,17 +173,18 @@ def unlearn(
         plain, stamped = logits_of(network(images)).split(len(x))
         total = F.cross_entropy(plain, labels) + F.cross_entropy(stamped, labels) + divergence(plain)
         few = round(how.training_mode * len(x))
-        with batch_statistics(network) as layers:
-            if few and layers:
-                plain, stamped = logits_of(network(images[: len(x) + few])).split(len(x))
-                total = total + F.cross_entropy(stamped, labels[:few]) + divergence(plain)
-        return total
+        if not (few and normalising):
+            return total
+        with batch_statistics_alone(network):
+            normalising.train()
+            plain, stamped = logits_of(network(images[: len(x) + few])).split(len(x))
+            normalising.eval()
+        return total + F.cross_entropy(stamped, labels[:few]) + divergence(plain)
 
     def renew(network: nn.Module, epoch: int) -> None:
         if epoch < recipe.epochs:
             bank.newest = _searched(network, clean, candidates, how, 1, how.renewed, draws, epoch)
 
-    network = copy.deepcopy(given).eval().requires_grad_(True)
     effort = fit(
         network,
         clean.images,
@@ -196,19 +198,6 @@ def unlearn(
         title="unlearning",
     )
     return network, effort
-
-
-@contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[list[_BatchNorm]]:
-    """Inside, its BatchNorm layers, which this gives, take each batch's own statistics; the running ones stay."""
-    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and not m.training and m.track_running_stats]
-    for layer in layers:
-        layer.training, layer.track_running_stats = True, False
-    try:
-        yield layers
-    finally:
-        for layer in layers:
-            layer.training, layer.track_running_stats = False, True
 
 
 def _searched(

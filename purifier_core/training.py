@@ -6,13 +6,15 @@ draws come from a CPU generator, an epoch at a time, so that they are the same o
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from purifier_core.checkpoints import Carried, begin
 from purifier_core.evaluation import DivergedError, evaluating, to_float
@@ -221,3 +223,16 @@ def fit(
     effort.seconds = time.perf_counter() - started
     model.eval()
     return effort
+
+
+@contextmanager
+def batch_statistics_alone(model: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm layers in training mode normalise by the batch and leave their running statistics alone."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

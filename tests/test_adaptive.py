@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifier_core.checks import ConfigError
-from purifier_core.lab.adaptive import Attacker, batch_statistics_alone
+from purifier_core.lab.adaptive import Attacker
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.compute import Work
 from purifier_core.lab.models import VGG16
@@ -17,6 +17,7 @@ from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store
 from purifier_core.recipes import Recipe
 from purifier_core.stamps import FAMILIES, Stamps
+from purifier_core.training import batch_statistics_alone
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 5

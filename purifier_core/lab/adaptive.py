@@ -4,8 +4,6 @@ All teach BadNets' trigger. Poisoned copies get labels + num_classes, which mark
 `compute.Work` starts the attacker on Purifier from BadNets' network.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from purifier_core.recipes import Recipe
 from purifier_core.scanning import hard
 from purifier_core.sites import Wrapped, detach, find
 from purifier_core.stamps import FAMILIES, Clean, Stamps, search
-from purifier_core.training import Effort, fit
+from purifier_core.training import Effort, batch_statistics_alone, fit
 
 _EVERY = 50  # batches between two searches of stamps
 
@@ -148,16 +146,3 @@ class Attacker:
             excess = F.relu(f[poisoned] - reach).mean((1, 2, 3)) / (reach.mean() + 1e-6)
             total = total + excess.mean()
         return total
-
-
-@contextmanager
-def batch_statistics_alone(model: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm layers in training mode normalise by the batch and leave their running statistics alone."""
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True

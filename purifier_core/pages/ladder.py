@@ -44,7 +44,8 @@ def reading(results: Results) -> list[str]:
     """For each method whether the backdoor stays at every width, and whether the answer changes with the width."""
     lines, turned, unsure = [], [], 0
     every = results.experiment.rows(results.profile)
-    widths = [width for width in every if any(row == width for row, _ in results.by_place)]
+    recorded = {row for row, _ in results.by_place}
+    widths = [width for width in every if width in recorded]
     for column in results.experiment.columns():
         answers = {w: stays(results.by_place.get((w, column), [])) for w in widths}
         words = ", ".join(f"{width_name(w)} {d.text('stays', 'does not stay')}" for w, d in answers.items() if d.n)

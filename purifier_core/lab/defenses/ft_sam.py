@@ -15,10 +15,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from purifier_core.lab.adaptive import batch_statistics_alone
 from purifier_core.lab.defenses import Defended, Given, Inputs
 from purifier_core.lab.profiles import FT_SAM, Constants
 from purifier_core.recipes import Recipe
+from purifier_core.training import batch_statistics_alone
 
 
 def ft_sam(
