@@ -80,7 +80,7 @@ class Unlearning:
     dropout: float = 0.4  # the share of an 8x8 grid's blocks that a patch may lack
     mixed: float = 0.4  # how often noise replaces some of a stamp's pixels, and how many at most
     distilled: float = 4.0  # weight of the given network's answers to plain images
-    training_mode: float = 0.0  # share of a batch that is unlearned with BatchNorm in training mode too
+    training_mode: float = 0.25  # share of a batch that is unlearned with BatchNorm in training mode too
 
     def recipe(self, count: int) -> Recipe:
         """The training on `count` images."""

@@ -176,8 +176,8 @@ class Cell:
         value = special.get(name, getattr(profile, name))
         if isinstance(value, tuple):
             return [plain(recipe) for recipe in value]
-        if isinstance(value, (Scanning, Unlearning)):  # records from before training_mode keep their keys
-            return {name: number for name, number in asdict(value).items() if (name, number) != ("training_mode", 0.0)}
+        if isinstance(value, (Scanning, Unlearning)):
+            return asdict(value)
         return plain(value) if isinstance(value, Recipe) else value
 
     @property
