@@ -18,9 +18,9 @@ def chosen_on() -> str:
         f"{null['fitted_to']}, the patches of {null['patches_fitted_to']}. Of {null['held_out']} others it suspected "
         f"{null['false_alarms']} ({low:.0f} to {high:.0f} % with 95 % confidence). Patches are judged apart since the "
         "leads had missed MNIST's BadNets (seed 7) and Trojan (seed 1), so these two are no test of that. Set last: "
-        f"{UNLEARNING.training_mode:.0%} of the stamped images are unlearned in BatchNorm's training mode too. Without "
-        "it finetuning had brought the triggers of CIFAR-10's and MNIST's Blend (seed 1) back, so these two are no "
-        "test of how long the repair lasts."
+        f"{100 * UNLEARNING.training_mode:.0f} % of the stamped images are unlearned in BatchNorm's training mode too. "
+        "Without it finetuning had brought the triggers of CIFAR-10's and MNIST's Blend (seed 1) back, so these two "
+        "are no test of how long the repair lasts."
     )
 
 
