@@ -97,12 +97,11 @@ def attacked(cell: Cell, asr: float, told: float, found: bool = True) -> Record:
 
 def test_the_page_names_what_passes_first(tmp_path):
     grid, store = Breaking(profile="small", attack="all", dataset="all", seeds="0-1"), Store(tmp_path)
-    assert grid.rows("small") == tuple(
-        (attack, dataset) for dataset in ("mnist", "cifar10") for attack in ("badnets", "blend", "adaptive_scan")
-    )
+    five = ("badnets", "trojan", "blend", "sig", "adaptive_scan")
+    assert grid.rows("small") == tuple((attack, data) for data in ("mnist", "cifar10", "gtsrb") for attack in five)
     assert breaking.passes(look_up(grid, store)) == ["No record of this page at profile small is there yet."]
     for cell in grid.cells("small"):
-        if cell.dataset == "cifar10":
+        if cell.dataset != "mnist" or cell.attack in ("trojan", "sig"):
             continue
         hidden = cell.attack == "adaptive_scan"
         if cell.defense == "none":

@@ -140,8 +140,8 @@ class Breaking(AttackGrid):
     """How Scan-repair breaks: an attacker who knows the scan, and attacks on the repaired network, each beside a clean
     network's value.
 
-    Command: `purifier run breaking --profile small --attack all --dataset all`. BadNets, Blend, and BadNets by the
-    attacker who knows the scan; MNIST and CIFAR-10.
+    Command: `purifier run breaking --profile small --attack all --dataset all`. BadNets, Trojan, Blend and SIG, and
+    BadNets by the attacker who knows the scan.
     """
 
     name: ClassVar[str] = "breaking"
@@ -151,20 +151,16 @@ class Breaking(AttackGrid):
     dataset: Any = "mnist"
 
     def allowed_attacks(self) -> tuple[str, ...]:
-        """Those with a single target class, and "all" for three of them."""
+        """Those with a single target class, and "all" for five of them."""
         return (*(name for name, attack in ATTACKS.items() if not attack.all_to_all), "all")
 
     def full_grid(self) -> "Breaking":
-        """The three attacks on both datasets."""
+        """The five attacks on every dataset."""
         return replace(self, attack="all", dataset="all")
 
     def every_attack(self) -> tuple[str, ...]:
         """What "all" attacks are."""
-        return ("badnets", "blend", *attacks(BROKEN))
-
-    def rows(self, profile: str) -> tuple[Any, ...]:
-        """The attacks and datasets asked for, as pairs; "all" datasets are two."""
-        return tuple(row for row in super().rows(profile) if row[1] != "gtsrb" or self.dataset == "gtsrb")
+        return ("badnets", "trojan", "blend", "sig", *attacks(BROKEN))
 
     def columns(self) -> list[Column]:
         """The undefended network, the repaired one and a clean one, both attacked."""
