@@ -11,7 +11,7 @@ table3: $(INSTALLED)  ## Table 3 at 3,000 clean images: trains what has no recor
 
 test: lint suite  ## lint, types, unit tests, and the notebooks, briefly trained
 
-suite: $(INSTALLED)
+suite: $(INSTALLED)  ## the tests alone
 	$(BIN)/pytest --nbval-lax
 
 lint: $(INSTALLED)
