@@ -100,7 +100,7 @@ def started(home: Path, operations: int = 0) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.long)])
 def test_killed_at_random_moments_nothing_is_lost_or_done_twice(kills, undisturbed, tmp_path):
     whole, moments = numbers(undisturbed), random.Random(kills)
     store, stamps = Store(tmp_path), {}

@@ -182,15 +182,15 @@ def test_two_workers_compute_what_one_does(store, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", load)  # as the workers, who know nothing of few digits
     short = {"width": 1 / 16, "backdoor": Recipe(1, 0.1, batch_size=256), "finetuning": Recipe(2, 0.01)}
     monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], **short))
-    experiments = [table(methods="none,finetuning"), table(attack="trojan", methods="none")]
+    experiments = [table(methods="none,finetuning", seeds="0,1"), table(attack="trojan", methods="none")]
     alone = runner.run_all(experiments, Store(tmp_path / "alone"), say=lambda _: None)
     lines: list[str] = []
     both = runner.run_all(experiments, store, say=lines.append, workers=2)
-    assert [len(r.records) for r in both] == [2, 1]
+    assert [len(r.records) for r in both] == [4, 1]
     for one, two in zip(alone, both, strict=True):
         assert [(r.cell, r.acc, r.asr) for r in one.records] == [(r.cell, r.acc, r.asr) for r in two.records]
-    assert sum(line.startswith("[") for line in lines) == 3
-    assert len(list(store.models.glob("*.pt"))) == 4  # two backdoored, one finetuned, and Trojan's clean one
+    assert sum(line.startswith("[") for line in lines) == 5
+    assert len(list(store.models.glob("*.pt"))) == 6  # three backdoored, two finetuned, and Trojan's clean one
 
 
 def test_a_deleted_record_comes_back_with_the_same_numbers(store):

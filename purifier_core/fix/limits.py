@@ -25,10 +25,7 @@ def limits(options: Options, comparison: Comparison) -> list[str]:
             "that the scan does not reach, is not found."
         )
     if options.repairs:
-        lines.append(
-            "Finetuning can bring the trigger back if a few of its images carry it, too few to teach it to a clean "
-            "network. Scan again after it."
-        )
+        lines.append("A few stamped images in a later finetuning can bring the trigger back. Scan again after it.")
     if options.bounds or options.repairs:
         lines += [
             "Bounds cut off what no clean image reaches. A trigger whose activations stay below them passes: in this "
