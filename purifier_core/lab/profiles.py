@@ -188,10 +188,7 @@ PROFILES = {
             "full",
             1.0,
             backdoor=Recipe(6, 0.1, batch_size=128, weight_decay=5e-4, cycle=True),
-            backdoor_on=(
-                (("cifar10",), Recipe(16, 0.1, batch_size=128, weight_decay=5e-4, cycle=True)),
-                (("gtsrb",), Recipe(12, 0.1, batch_size=128, weight_decay=5e-4, cycle=True)),
-            ),
+            backdoor_on=((("gtsrb",), Recipe(12, 0.1, batch_size=128, weight_decay=5e-4, cycle=True)),),  # fewer images
             precision="auto",
             abl=(Recipe(2, 0.1, nesterov=True), Recipe(5, 0.1, (4,), nesterov=True), ABL[2]),  # 100 epochs take days
             anp_steps=500,  # 2,000 take an hour
