@@ -16,9 +16,9 @@ AGREEING = {images: {"first_head_agreement": 1.0, "heads": [0.5]} for images in 
 
 
 def save(store: Store, defense: str, seed: int, acc: float, asr: float, dataset="mnist", **switches: str) -> None:
-    network = switches.pop("network", "vgg16")
+    network, profile = switches.pop("network", "vgg16"), switches.pop("profile", "small")
     size = {"none": 0, "abl": 0}.get(defense, {"mnist": 3000, "cifar10": 2500, "gtsrb": 1960}[dataset])
-    cell = Cell(dataset, network, "badnets", 0.1, defense, size, seed, "small", tuple(switches.items()))
+    cell = Cell(dataset, network, "badnets", 0.1, defense, size, seed, profile, tuple(switches.items()))
     store.save(record(cell, acc, asr, diagnostics=AGREEING))
 
 
@@ -65,6 +65,32 @@ def test_the_headline_says_where_the_finding_does_not_hold(store):
             save(store, defense, seed, 0.7, asr, "cifar10", network="resnet18")
     assert sentences(store)[0].endswith("on MNIST (VGG-16); on CIFAR-10 (ResNet-18) it lowers the ASR.")
     assert "*Does not hold*: CIFAR-10 (ResNet-18): BadNets 20.0 in every seed" in findings.markdown(store)
+
+
+def test_the_papers_own_networks_come_first_a_line_each(store):
+    assert "own networks" not in findings.markdown(store)
+    for place, asr in ({}, 0.98), ({"dataset": "cifar10", "network": "resnet18"}, 0.2):
+        save(store, "none", 0, 0.99, 1.0, **place, profile="wide")
+        save(store, "feature", 0, 0.98, asr, **place, profile="wide")
+    save(store, "channel", 0, 0.97, 0.0, profile="wide", init="random")
+    first, *lines, rule = findings.markdown(store).partition("\n\n1. ")[0].splitlines()
+    assert first.startswith("**With the paper's own networks** (width 1, profile *wide*)")
+    assert [line for line in lines if line] == [
+        "- BadNets on MNIST (VGG-16), one run: 99.0 / 100.0 without a defense. From the backdoored network: "
+        "Feature 98.0 / 98.0. From fresh weights: Channel 97.0 / 0.0. Every seed of the narrow network "
+        "(profile *small*) leaves the same in place.",
+        "- BadNets on CIFAR-10 (ResNet-18), one run: 99.0 / 100.0 without a defense. From the backdoored network: "
+        "Feature 98.0 / 20.0. From fresh weights: no record yet.",
+    ]
+    assert rule == "A backdoor counts as left in place at 90 % of ASR or more."
+
+
+def test_a_narrow_network_that_differs_from_the_papers_is_named(store):
+    save(store, "none", 0, 0.99, 1.0, profile="wide")
+    save(store, "feature", 0, 0.98, 0.1, profile="wide")
+    assert (
+        "The narrow network (profile *small*) differs in this, or not all of its seeds agree: Feature (full)."
+    ) in findings.markdown(store)
 
 
 def test_one_run_somewhere_else_is_not_decided_there(store):

@@ -192,6 +192,7 @@ PROFILES = {
             precision="auto",
             abl=(Recipe(2, 0.1, nesterov=True), Recipe(5, 0.1, (4,), nesterov=True), ABL[2]),  # 100 epochs take days
             anp_steps=500,  # 2,000 take an hour
+            watch_every=5,  # watching takes a quarter as long as an epoch on 2,500 clean images
         ),
         Profile("paper", "a GPU: the paper's network and schedule", "full", 1.0),
     )

@@ -3,7 +3,7 @@
 from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.profiles import PROFILES, SIZES
 from purifier_core.lab.records import Store
-from purifier_core.pages.settings import MAIN, SIZE, BySeed, Settings, name
+from purifier_core.pages.settings import BySeed, Setting, Settings, name
 from purifier_core.pages.statistics import TAKEN, measured, runs
 from purifier_core.recipes import GRANULARITIES
 
@@ -12,26 +12,34 @@ FULL_WIDTH = tuple(size for size in SIZES if PROFILES[size].width == 1)
 
 
 def in_words(store: Store | None = None) -> str:
-    """A paragraph on Purifier at the paper's width on MNIST with BadNets; empty where there is no record of it."""
+    """Purifier at the paper's width, a line for each attack and network with a record of it; empty without any."""
     narrow = Settings(store)
     for size in FULL_WIDTH:
         wide = Settings(store, size)
-        undefended = wide.records(MAIN, Column("none"))
-        texts = {init: _modules(wide, init) for init in STARTS}
-        if undefended and texts["full"]:
-            return (
-                f"**With the paper's own network** (width 1, profile *{size}*, {runs(len(undefended))}) on "
-                f"{name(MAIN)}, {SIZE:,} clean images: without a defense {_pair(undefended)} (ACC / ASR in percent). "
-                "Started from the backdoored network, as the paper describes, Purifier gives "
-                f"{texts['full']}; from fresh weights "
-                f"{texts['random'] or 'no record yet'}. {_compared(wide, narrow)}"
+        there = [s for s in wide.every if wide.records(s, Column("none")) and _modules(wide, s, "full")]
+        if there:
+            head = (
+                f"**With the paper's own networks** (width 1, profile *{size}*): ACC / ASR in percent. Purifier has "
+                "5 % of the training images as clean ones. The paper starts it from the backdoored network."
             )
+            rule = f"A backdoor counts as left in place at {100 * TAKEN:g} % of ASR or more."
+            return "\n".join([head, "", *(f"- {_answer(wide, narrow, setting)}" for setting in there), "", rule])
     return ""
 
 
-def _modules(settings: Settings, init: str) -> str:
+def _answer(wide: Settings, narrow: Settings, setting: Setting) -> str:
+    """What Purifier leaves of one attack on one network, from the backdoored network and from fresh weights."""
+    undefended = wide.records(setting, Column("none"))
+    fresh = _modules(wide, setting, "random") or "no record yet"
+    return (
+        f"{name(setting)}, {runs(len(undefended))}: {_pair(undefended)} without a defense. From the backdoored "
+        f"network: {_modules(wide, setting, 'full')}. From fresh weights: {fresh}. {_compared(wide, narrow, setting)}"
+    ).rstrip()
+
+
+def _modules(settings: Settings, setting: Setting, init: str) -> str:
     """ACC and ASR of the modules from a start that have a record."""
-    every = {g: settings.records(MAIN, module(g, init)) for g in GRANULARITIES}
+    every = {g: settings.records(setting, module(g, init)) for g in GRANULARITIES}
     return ", ".join(f"{Column(g).name} {_pair(records)}" for g, records in every.items() if records)
 
 
@@ -39,21 +47,20 @@ def _pair(records: BySeed) -> str:
     return " / ".join(f"{measured(records.values(), metric).mean:.1f}" for metric in ("acc", "asr"))
 
 
-def _compared(wide: Settings, narrow: Settings) -> str:
+def _compared(wide: Settings, narrow: Settings, setting: Setting) -> str:
     """Whether each module leaves the backdoor in, or not, at both profiles alike."""
     every = [module(g, init) for init in STARTS for g in GRANULARITIES]
-    columns = [c for c in every if wide.records(MAIN, c) and narrow.records(MAIN, c)]
+    columns = [c for c in every if wide.records(setting, c) and narrow.records(setting, c)]
     if wide.profile == narrow.profile or not columns:
         return ""
-    apart = [column.label for column in columns if _stays(wide, column) != _stays(narrow, column)]
+    apart = [column.label for column in columns if _stays(wide, setting, column) != _stays(narrow, setting, column)]
     if apart:
         names = ", ".join(apart)
-        return f"The narrow network (profile *{narrow.profile}*) says otherwise, or not in every seed, for {names}."
-    return (
-        f"At {100 * TAKEN:g} % of ASR or more the backdoor stays. By this rule every seed of the narrow network "
-        f"(profile *{narrow.profile}*) says the same."
-    )
+        return (
+            f"The narrow network (profile *{narrow.profile}*) differs in this, or not all of its seeds agree: {names}."
+        )
+    return f"Every seed of the narrow network (profile *{narrow.profile}*) leaves the same in place."
 
 
-def _stays(settings: Settings, column: Column) -> set[bool]:
-    return {(record.asr or 0.0) >= TAKEN for record in settings.records(MAIN, column).values()}
+def _stays(settings: Settings, setting: Setting, column: Column) -> set[bool]:
+    return {(record.asr or 0.0) >= TAKEN for record in settings.records(setting, column).values()}
