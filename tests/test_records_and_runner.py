@@ -23,7 +23,7 @@ from purifier_core.lab.experiments.supplement import Table3, Table4
 from purifier_core.lab.methods import DATASETS, Perturbation
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Store, read
-from purifier_core.lab.results import Results, look_up
+from purifier_core.lab.results import Results, look_up, may_have_gpu
 from purifier_core.pages import report
 from purifier_core.recipes import Recipe
 from purifier_core.training import NO_AUGMENT, fit
@@ -297,6 +297,15 @@ def test_the_table_shows_ours_against_the_paper(store):
     shown = report.table(results)["No Defense"]
     assert shown[3000, "ACC"].tolist() == ["99.27", "99.00", "one run", "-0.27"]
     assert shown[3000, "ASR"].tolist() == ["99.94", "100.00", "one run", "+0.06"]
+
+
+@pytest.mark.skipif(may_have_gpu(), reason="a GPU may be here")
+def test_what_is_recorded_needs_no_torch_to_find_that_no_gpu_is_here():
+    code = (
+        "import sys; from purifier_core.lab import results; from purifier_core.lab.experiments import supplement\n"
+        "sys.exit(results.look_up(supplement.Table3()).profile != 'quick' or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_status_and_show_need_no_torch(tmp_path):

@@ -1,6 +1,7 @@
 """The records of an experiment, looked up and never computed. Without torch."""
 
 import os
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -116,11 +117,18 @@ def _to_compute(experiment: Experiment) -> tuple[str, str]:
     """The profile that a run takes, and why: "auto" is paper on a GPU, else quick."""
     if experiment.profile != "auto":
         return experiment.profile, "as asked"
-    from purifier_core.device import pick_device
+    if experiment.device != "auto" or may_have_gpu():
+        from purifier_core.device import pick_device
 
-    if pick_device(experiment.device).type == "cuda":
-        return "paper", "a GPU was found"
+        if pick_device(experiment.device).type == "cuda":
+            return "paper", "a GPU was found"
     return "quick", "no GPU is used"
+
+
+def may_have_gpu() -> bool:
+    """Whether torch, which takes seconds to import, has to be asked. Without a driver's file Linux has no GPU."""
+    drivers = ("nvidia", "nvhost", "dxg", "kfd")  # NVIDIA's, its small boards', Windows' in WSL, AMD's
+    return sys.platform != "linux" or any(name.startswith(drivers) for name in os.listdir("/dev"))
 
 
 def _of_one_copy(store: Store, cells: list[Cell]) -> dict[Cell, Record | None]:
