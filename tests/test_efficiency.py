@@ -47,6 +47,21 @@ def test_a_bar_is_the_mean_over_every_seed():
     assert sorted(x for x, _ in dots[0].get_offsets()) == pytest.approx([0, 4, 5])
 
 
+def test_bars_of_two_sizes_are_said_to_be_so():
+    small = [replace_seed(purified("finetuning", 0.5, 10), seed) for seed in (0, 1)]
+    large = purified("feature", 0.0, 40)
+    large = replace(large, cell=replace(large.cell, profile="wide"))
+    results = Results(Figure13(dataset="mnist", profile="small", seeds="0-1"), "wide", "as asked", [*small, large])
+    shown = efficiency.table(results).loc[("MNIST", "profile, n")]
+    assert (shown["Finetuning"], shown["Feature (full)"], shown["ANP"]) == ("small, 2", "wide, 1", "–")
+    line = (
+        "Bars of MNIST are of two sizes, so of two networks: Feature (full) at wide, the others at small. "
+        "Compare within one size."
+    )
+    assert line in efficiency.reading(results)
+    assert line not in efficiency.reading(replace(results, records=small))
+
+
 def test_anp_without_a_threshold_has_no_bar():
     refused = replace(purified("anp", 1.0, 10), diagnostics={"tau": None})
     results = Results(Figure13(dataset="mnist", profile="small"), "small", "as asked", [refused])

@@ -52,7 +52,8 @@ def bars(results: Results) -> pd.DataFrame:
 
 
 def table(results: Results) -> pd.DataFrame:
-    """The bars as text, percent per epoch: for each dataset the published line, ours, and the number of seeds."""
+    """The bars as text, percent per epoch: for each dataset the published line, ours, and the number of seeds, with
+    their profile where there are several."""
     every = bars(results)
     stated = every[every.source == "published"].set_index(["dataset", "method"]).value
     ours, by_place = by_seed(results), by_column(results)
@@ -64,8 +65,12 @@ def table(results: Results) -> pd.DataFrame:
         texts = {
             "published": f"{stated[title(row), column.label]:.2f}",
             "ours": value.text(2) if value else "no threshold" if (row, column) in by_place else "missing",
-            "n": str(len(by_place.get((row, column), []))),
         }
+        records = by_place.get((row, column), [])
+        if len(results.sizes) > 1:
+            texts["profile, n"] = f"{records[0].cell.profile}, {len(records)}" if records else "–"
+        else:
+            texts["n"] = str(len(records))
         for source, text in texts.items():
             lines.setdefault((title(row), source), {})[column.label] = text
     frame = pd.DataFrame.from_dict(lines, orient="index")
@@ -127,11 +132,23 @@ def reading(results: Results) -> list[str]:
                 for c, f in columns.items()
                 if f and all((r.asr or 0.0) <= 0.05 for r in f)
             ]
+            by_size = {size: [c.label for c, f in columns.items() if f and _size(f) == size] for size in results.sizes}
+            by_size = {size: labels for size, labels in by_size.items() if labels}
             lines.append(
-                f"{title(row)} (profile {results.shown}): within 5 % of their ceiling of 100 / epochs in every seed "
-                f"are {', '.join(full) or 'none'}. Such a bar tells the number of epochs, and nothing else."
+                f"{title(row)} (profile {', else '.join(by_size)}): within 5 % of their ceiling of 100 / epochs in every "
+                f"seed are {', '.join(full) or 'none'}. Such a bar tells the number of epochs, and nothing else."
             )
+            if len(by_size) > 1:
+                largest, *_ = by_size
+                lines.append(
+                    f"Bars of {title(row)} are of two sizes, so of two networks: {', '.join(by_size[largest])} at "
+                    f"{largest}, the others at {', '.join(list(by_size)[1:])}. Compare within one size."
+                )
     return [*lines, *inside.notes(results)] or [f"No record at profile {results.shown} is there yet."]
+
+
+def _size(records: list[Record]) -> str:
+    return records[0].cell.profile
 
 
 def cost(results: Results) -> Any:
