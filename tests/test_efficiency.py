@@ -47,15 +47,15 @@ def test_a_bar_is_the_mean_over_every_seed():
     assert sorted(x for x, _ in dots[0].get_offsets()) == pytest.approx([0, 4, 5])
 
 
-def test_bars_of_two_sizes_are_said_to_be_so():
+def test_bars_of_several_sizes_are_said_to_be_so():
     small = [replace_seed(purified("finetuning", 0.5, 10), seed) for seed in (0, 1)]
-    large = purified("feature", 0.0, 40)
-    large = replace(large, cell=replace(large.cell, profile="wide"))
-    results = Results(Figure13(dataset="mnist", profile="small", seeds="0-1"), "wide", "as asked", [*small, large])
+    large = [purified("feature", 0.0, 40), purified("channel", 0.0, 40)]
+    large = [replace(r, cell=replace(r.cell, profile="wide")) for r in large]
+    results = Results(Figure13(dataset="mnist", profile="small", seeds="0-1"), "wide", "as asked", [*small, *large])
     shown = efficiency.table(results).loc[("MNIST", "profile, n")]
     assert (shown["Finetuning"], shown["Feature (full)"], shown["ANP"]) == ("small, 2", "wide, 1", "–")
     line = (
-        "Bars of MNIST are of two sizes, so of two networks: Feature (full) at wide, the others at small. "
+        "Bars of MNIST are of several sizes, so of several networks: Finetuning at small, the others at wide. "
         "Compare within one size."
     )
     assert line in efficiency.reading(results)

@@ -134,15 +134,17 @@ def reading(results: Results) -> list[str]:
             ]
             by_size = {size: [c.label for c, f in columns.items() if f and _size(f) == size] for size in results.sizes}
             by_size = {size: labels for size, labels in by_size.items() if labels}
+            sizes = ", else ".join(by_size)
             lines.append(
-                f"{title(row)} (profile {', else '.join(by_size)}): within 5 % of their ceiling of 100 / epochs in every "
-                f"seed are {', '.join(full) or 'none'}. Such a bar tells the number of epochs, and nothing else."
+                f"{title(row)} (profile {sizes}): within 5 % of their ceiling of 100 / epochs in every seed "
+                f"are {', '.join(full) or 'none'}. Such a bar tells the number of epochs, and nothing else."
             )
             if len(by_size) > 1:
-                largest, *_ = by_size
+                fewest = min(by_size, key=lambda size: len(by_size[size]))
+                others = " and ".join(size for size in by_size if size != fewest)
                 lines.append(
-                    f"Bars of {title(row)} are of two sizes, so of two networks: {', '.join(by_size[largest])} at "
-                    f"{largest}, the others at {', '.join(list(by_size)[1:])}. Compare within one size."
+                    f"Bars of {title(row)} are of several sizes, so of several networks: {', '.join(by_size[fewest])} "
+                    f"at {fewest}, the others at {others}. Compare within one size."
                 )
     return [*lines, *inside.notes(results)] or [f"No record at profile {results.shown} is there yet."]
 
