@@ -26,6 +26,17 @@ def results(*records: Record) -> Results:
     return Results(GRID, "small", "as asked", list(records))
 
 
+def test_bf16_is_compared_at_other_widths_where_the_network_is_the_narrowest():
+    grid = Switches(switch="precision")
+    names = [ablation.label(change) for change in grid.rows("small")]
+    assert names[::3] == [f"precision=bf16: No Defense{width}" for width in ("", " at width 1/4")]
+    wide = grid.rows("small")[3]
+    sides = [grid.cell(column, wide, 0, "small") for column in (WITHOUT, WITH)]
+    assert [cell.width for cell in sides] == [0.25, 0.25]
+    assert [cell.switch("precision") for cell in sides] == ["fp32", "bf16"]
+    assert len(grid.rows("wide")) == 3
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=ablation.label)
 def test_every_change_is_one_switch(change):
     without, with_it = (GRID.cell(column, change, 0, "small") for column in (WITHOUT, WITH))

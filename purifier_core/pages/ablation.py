@@ -1,6 +1,7 @@
 """What each behaviour of the released code changes, one at a time: differences paired by seed, and a forest plot."""
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pandas as pd
@@ -29,8 +30,10 @@ _ABOUT = {name: switch.about for name, switch in SWITCHES.items()} | {
 def label(change: Change) -> str:
     """A change in words: the switch, its value, and the method that it is turned on for."""
     target = f"{change.attack}, no defense" if change.attack else METHODS[change.defense].label
-    init = dict(change.base).get("init")
-    return f"{change.switch}={change.value}: {target}{f' ({init})' if init else ''}"
+    beside = dict(change.base)
+    notes = [f" ({beside['init']})"] if "init" in beside else []
+    notes += [f" at width {Fraction(beside['width'])}"] if "width" in beside else []
+    return f"{change.switch}={change.value}: {target}{''.join(notes)}"
 
 
 def pairs(results: Results) -> dict[Change, list[tuple[Record, Record]]]:

@@ -95,12 +95,18 @@ CHANGES: tuple[Change, ...] = (
     Change("sig_map", "sinusoid", attack="sig"),
     Change("sig_label", "clean", attack="sig"),
     Change("cl_kind", "patch", attack="cl"),
-    *(Change("precision", "bf16", d) for d in ("none", "finetuning", "feature")),
+    *(
+        Change("precision", "bf16", d, base=(("width", width),) if width else ())
+        for width in ("", "0.25")
+        for d in ("none", "finetuning", "feature")
+    ),
 )
 """Every behaviour of the release that can change a number, one at a time; the last is ours, for speed.
 
 `cl_sign` is not among them: on MNIST, whose corners are black, the patch has no negative pixel to lose.
 """
+
+WIDTHS = (0.125, 0.25, 0.5, 1.0)
 
 WITHOUT, WITH = Column("none", (("change", "no"),)), Column("none", (("change", "yes"),))
 
@@ -130,8 +136,10 @@ class Switches(Experiment):
         return replace(self, switch="all")
 
     def rows(self, profile: str) -> tuple[Any, ...]:
-        """The changes asked for."""
-        return tuple(change for change in CHANGES if self.switch in ("all", change.switch))
+        """The changes asked for; those at another width only where the profile's own network is the narrowest."""
+        changes = [change for change in CHANGES if self.switch in ("all", change.switch)]
+        narrow = PROFILES[profile].width == WIDTHS[0]
+        return tuple(change for change in changes if narrow or "width" not in dict(change.base))
 
     def columns(self) -> list[Column]:
         """Without and with the change."""
@@ -143,9 +151,6 @@ class Switches(Experiment):
         attack, switches = row.attack or self.attack, (*row.base, *turned)
         defense = Column(row.defense)
         return self.made(defense, "mnist", self.clean_size, seed, profile, attack=attack, switches=switches)
-
-
-WIDTHS = (0.125, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
