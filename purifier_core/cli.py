@@ -23,7 +23,7 @@ from purifier_core.lab.records import Store, current
 from purifier_core.lab.results import Results, look_up
 
 _HELP = {
-    "clean_size": "clean images on the scale of the full training set, or 'all'",
+    "clean_size": "clean images on the scale of MNIST's 60,000, the same share elsewhere; or 'all'",
     "profile": "auto, " + ", ".join(PROFILES),
     "seeds": "such as 0, 0-2 or 0,4",
     "methods": "all, or names such as none,anp,feature",
