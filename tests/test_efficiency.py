@@ -52,8 +52,8 @@ def test_bars_of_several_sizes_are_said_to_be_so():
     large = [purified("feature", 0.0, 40), purified("channel", 0.0, 40)]
     large = [replace(r, cell=replace(r.cell, profile="wide")) for r in large]
     results = Results(Figure13(dataset="mnist", profile="small", seeds="0-1"), "wide", "as asked", [*small, *large])
-    shown = efficiency.table(results).loc[("MNIST", "profile, n")]
-    assert (shown["Finetuning"], shown["Feature (full)"], shown["ANP"]) == ("small, 2", "wide, 1", "–")
+    profile_and_seeds = efficiency.table(results).loc[("MNIST", "profile, n")]
+    assert list(profile_and_seeds[["Finetuning", "Feature (full)", "ANP"]]) == ["small, 2", "wide, 1", "–"]
     line = (
         "Bars of MNIST are of several sizes, so of several networks: Finetuning at small, the others at wide. "
         "Compare within one size."

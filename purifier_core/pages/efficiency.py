@@ -132,25 +132,23 @@ def reading(results: Results) -> list[str]:
                 for c, f in columns.items()
                 if f and all((r.asr or 0.0) <= 0.05 for r in f)
             ]
-            by_size = {size: [c.label for c, f in columns.items() if f and _size(f) == size] for size in results.sizes}
-            by_size = {size: labels for size, labels in by_size.items() if labels}
-            sizes = ", else ".join(by_size)
+            by_size: dict[str, list[str]] = {}
+            for column, records in columns.items():
+                if records:
+                    by_size.setdefault(records[0].cell.profile, []).append(column.label)
+            sizes = ", else ".join(size for size in results.sizes if size in by_size)
             lines.append(
                 f"{title(row)} (profile {sizes}): within 5 % of their ceiling of 100 / epochs in every seed "
                 f"are {', '.join(full) or 'none'}. Such a bar tells the number of epochs, and nothing else."
             )
             if len(by_size) > 1:
                 fewest = min(by_size, key=lambda size: len(by_size[size]))
-                others = " and ".join(size for size in by_size if size != fewest)
+                others = " and ".join(size for size in results.sizes if size in by_size and size != fewest)
                 lines.append(
                     f"Bars of {title(row)} are of several sizes, so of several networks: {', '.join(by_size[fewest])} "
                     f"at {fewest}, the others at {others}. Compare within one size."
                 )
     return [*lines, *inside.notes(results)] or [f"No record at profile {results.shown} is there yet."]
-
-
-def _size(records: list[Record]) -> str:
-    return records[0].cell.profile
 
 
 def cost(results: Results) -> Any:
