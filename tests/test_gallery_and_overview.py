@@ -9,7 +9,7 @@ from made import PLACE, record
 
 from purifier_core.lab.attacks import badnets
 from purifier_core.lab.cells import Cell
-from purifier_core.lab.experiments.comparison import Attacks
+from purifier_core.lab.experiments.comparison import Attacks, Defenses
 from purifier_core.lab.experiments.supplement import Table3
 from purifier_core.lab.methods import METHODS
 from purifier_core.lab.probes import picture
@@ -129,6 +129,18 @@ def test_progress_and_cost_count_every_cell_once(store):
     ).groups()
     assert (int(missing), hours) == (int(cells) - 1, "1.0")
     assert list(overview.origins(store).records) == ["1"] * 5
+
+
+def test_where_no_backdoor_took_nothing_is_missing(store):
+    for attack, asr in (("cl", 0.016), ("blend", 1.0)):
+        store.save(record(Cell(attack=attack, profile="small"), 0.99, asr))
+    before = overview.progress(store).loc[("defenses", "small")]
+    store.save(record(Cell(attack="cl", defense="finetuning", clean_size=3000, profile="small"), 0.99, 0.01))
+    after = overview.progress(store).loc[("defenses", "small")]
+    row = len(Defenses(attack="cl").columns()) - 1
+    assert list(before[["done", "no backdoor"]]) == [2, row]
+    assert list(after[["done", "no backdoor", "missing"]]) == [3, row - 1, before.missing]
+    assert (before.missing, before.failed) == (before.cells - 2 - row, 0)
 
 
 def test_seeds_in_short():
