@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from purifier_core.evaluation import held_out, predict, share, to_float
 from purifier_core.inputs import images_of
 from purifier_core.progress import progress
 from purifier_core.recipes import GRANULARITIES
-from purifier_core.sites import Wrapped, channel_sizes, find, from_maps, replace, shapes, to_maps, unwrapped
+from purifier_core.sites import Around, Wrapped, channel_sizes, find, first, replace, shapes, to_maps, unwrapped
 from purifier_core.training import Effort
 
 QUANTILES = (0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
@@ -35,25 +36,21 @@ QUANTILES = (0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
 _MEMORY = 4 * 2**30  # bytes that the kept values may take
 
 
-class Bound(nn.Module):
+class Bound(Around):
     """One wrapped site, and the buffer `upper` that its output is cut off at."""
 
     def __init__(self, site: nn.Module, upper: torch.Tensor) -> None:
-        super().__init__()
-        self.site = site
+        super().__init__(site)
         self.register_buffer("upper", upper)
         self.upper: torch.Tensor
-        self._sizes = channel_sizes(site)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        f = self.site(x)
-        maps = to_maps(f, self._sizes)
+    def changed(self, maps: torch.Tensor) -> torch.Tensor:
         if any(bounds not in (1, size) for bounds, size in zip(self.upper.shape, maps.shape[1:], strict=True)):
             raise ValueError(
                 f"bounds of shape {tuple(self.upper.shape)} do not fit a feature map of shape {tuple(maps.shape[1:])}; "
                 "give images of the size that the bounds were made with, or take granularity='channel'"
             )
-        return from_maps(torch.minimum(maps, self.upper), f, self._sizes)
+        return torch.minimum(maps, self.upper)
 
 
 class Bounded(Wrapped):
@@ -183,8 +180,8 @@ def _largest(
             f"images, a quantile nearer to 1 than {lowest}, fewer sites, or granularity='channel'."
         )
 
-    def note(site: str, module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        largest[site].add(_features(to_maps(output, channel_sizes(module)), granularity))
+    def note(site: str, module: nn.Module, _inputs: object, output: Any) -> None:
+        largest[site].add(_features(to_maps(first(output), channel_sizes(module)), granularity))
 
     hooks: list[Callable] = []
     for site in maps:

@@ -26,14 +26,12 @@ from purifier_core.evaluation import logits_of, to_float
 from purifier_core.inputs import images_of, labels_of
 from purifier_core.recipes import GRANULARITIES, INITS, PURIFIER_STAGES, Recipe
 from purifier_core.sites import (
+    Around,
     Wrapped,
-    channel_sizes,
     detach,
-    from_maps,
     last_stage,
     replace,
     shapes,
-    to_maps,
     unwrapped,
 )
 from purifier_core.training import Augment, Effort, Watch, fit
@@ -48,22 +46,18 @@ class _Context:
         self.open = False  # masks nothing
 
 
-class Unit(nn.Module):
+class Unit(Around):
     """One wrapped site with its head."""
 
     def __init__(self, site: nn.Module, granularity: str, head: nn.Linear, context: _Context) -> None:
-        super().__init__()
-        self.site = site
+        super().__init__(site)
         self.head = head
         self.granularity = granularity
         self._context = context
-        self._sizes = channel_sizes(site)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        f = self.site(x)
+    def changed(self, maps: torch.Tensor) -> torch.Tensor:
         if self._context.open:
-            return f
-        maps = to_maps(f, self._sizes)
+            return maps
         pooled = _pool(maps, self.granularity)
         if pooled.shape[1] != self.head.in_features:
             raise ValueError(
@@ -77,7 +71,7 @@ class Unit(nn.Module):
         rows = self.head.weight[logits.argmax(1) if labels is None else labels]
         n, c, h, w = maps.shape
         shape = {"channel": (n, c, 1, 1), "cube": (n, 1, h, w), "feature": (n, c, h, w)}[self.granularity]
-        return from_maps(maps * rows.reshape(shape), f, self._sizes)
+        return maps * rows.reshape(shape)
 
 
 class Purified(Wrapped):

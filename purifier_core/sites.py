@@ -1,7 +1,8 @@
 """Where in a network a defense can sit: submodules that give a feature map, wrapped and unwrapped in place.
 
 A feature map is read as (N, C, H, W). Tokens (N, L, C), as transformers have them, count as L positions: (N, C, L, 1).
-Maps with their channels last (N, H, W, C), as Swin has them, are turned.
+Maps with their channels last (N, H, W, C), as Swin has them, are turned. Of a tuple, as blocks of Hugging Face's
+transformers give it, the first part is the map.
 """
 
 import copy
@@ -17,6 +18,34 @@ _ACTIVATIONS = tuple(getattr(activation, name) for name in activation.__all__ if
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WEIGHTED = (nn.Conv2d, nn.Linear)
 _SHOWN = 12  # candidates that an error names
+
+
+class Around(nn.Module):
+    """A module in the place of its `site`. It takes what the site takes, has its attributes, and gives what the site
+    gives, but for the map."""
+
+    def __init__(self, site: nn.Module) -> None:
+        super().__init__()
+        self.site = site
+        self._sizes = channel_sizes(site)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):  # what Python asks of an object, such as how to copy it
+                raise
+            return getattr(super().__getattr__("site"), name)
+
+    def changed(self, maps: torch.Tensor) -> torch.Tensor:
+        """What becomes of the site's feature map (N, C, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        output = self.site(*inputs, **options)
+        f = first(output)
+        result = from_maps(self.changed(to_maps(f, self._sizes)), f, self._sizes)
+        return result if f is output else (result, *output[1:])
 
 
 class Wrapped(nn.Module):
@@ -89,6 +118,11 @@ def channel_sizes(module: nn.Module) -> frozenset[int]:
     return frozenset(normal | {part.out_features for part in parts if isinstance(part, nn.Linear)})
 
 
+def first(output: Any) -> Any:
+    """What a module gives, of a tuple the first part."""
+    return output[0] if type(output) is tuple and output else output
+
+
 def to_maps(f: torch.Tensor, sizes: frozenset[int]) -> torch.Tensor:
     """A site's output as a feature map (N, C, H, W); sizes: the site's `channel_sizes`."""
     if f.ndim == 3:
@@ -136,6 +170,7 @@ def _outputs(model: nn.Module, modules: dict[str, nn.Module], example: torch.Ten
 
     def note(name: str):
         def hook(module: nn.Module, _inputs: object, output: object) -> None:
+            output = first(output)
             entry: Any = type(output).__name__
             if isinstance(output, torch.Tensor):
                 entry = output.shape
@@ -216,7 +251,8 @@ def _works(module: nn.Module, shape: torch.Size) -> bool:
 def _is_bare(module: nn.Module) -> bool:
     """Whether a module is one convolution without an activation, such as the patch embedding of a transformer."""
     parts = list(module.modules())
-    return sum(isinstance(p, nn.Conv2d) for p in parts) == 1 and not any(isinstance(p, _ACTIVATIONS) for p in parts)
+    convolutions = sum(isinstance(part, nn.Conv2d) for part in parts)
+    return convolutions == _layers(module) == 1 and not any(isinstance(part, _ACTIVATIONS) for part in parts)
 
 
 def _is_stage(module: nn.Module, prefix: str, outputs: dict[str, list]) -> bool:

@@ -107,6 +107,11 @@ def test_a_wrong_normalisation_stops_and_names_the_right_one(here, capsys):
     assert cli.main(given(here / "p.pt", weights=here / "other.safetensors", normalize="255", **more)) == 0
 
 
+# as transformers 5.24 writes it, but for the sizes; its pixels and ours were compared for twelve of its processors
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+LEVIT = {"image_processor_type": "LevitImageProcessor"}
+
+
 @pytest.mark.parametrize(
     ("content", "name", "wanted"),
     [
@@ -132,8 +137,39 @@ def test_a_wrong_normalisation_stops_and_names_the_right_one(here, capsys):
             "preprocessor_config.json",
             {"size": 24, "resize": None, "mean": (0.0,), "std": (1 / 255,)},
         ),
+        (
+            {"size": {"height": 32, "width": 32}, "crop_size": 24, "do_center_crop": True} | HALF,
+            "preprocessor_config.json",
+            {"size": 24, "resize": 32, "square": True},
+        ),
+        (
+            {"size": {"shortest_edge": 24}, "crop_pct": 0.75} | HALF,
+            "preprocessor_config.json",
+            {"size": 24, "resize": 32, "square": False},
+        ),
+        (
+            {"size": {"shortest_edge": 384}, "crop_pct": 0.875} | HALF,
+            "preprocessor_config.json",
+            {"size": 384, "resize": None},
+        ),
+        (
+            {"size": {"shortest_edge": 28}, "crop_size": 28, "do_center_crop": True} | HALF | LEVIT,
+            "preprocessor_config.json",
+            {"size": 28, "resize": 32, "square": False},
+        ),
+        (
+            {"size": 24, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "include_top": True},
+            "preprocessor_config.json",
+            {"mean": (0.5,), "std": (0.25,)},
+        ),
+        (
+            {"size": 24, "image_mean": [0.0] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 127.5}
+            | {"rescale_offset": True},
+            "preprocessor_config.json",
+            {"mean": (0.5,), "std": (0.25,)},
+        ),
     ],
-    ids=["timm", "hugging face", "raw bytes"],
+    ids=["timm", "hugging face", "raw bytes", "DeiT", "ConvNeXT", "ConvNeXT at 384", "LeViT", "EfficientNet", "offset"],
 )
 def test_a_configuration_beside_the_weights_says_the_pixels(tmp_path, content, name, wanted):
     (tmp_path / name).write_text(json.dumps(content))
@@ -142,6 +178,12 @@ def test_a_configuration_beside_the_weights_says_the_pixels(tmp_path, content, n
     told = Options("a:b", tmp_path / "w.pt", Path("c"), Path("o.pt"), size=16, normalize="0.1,0.2")
     read = pixels.choose(told, 3, None)
     assert (read.size, read.resize, read.mean, read.std) == (16, None, (0.1,), (0.2,))
+
+
+def test_a_configuration_that_wants_blue_first_is_refused(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 24, "do_flip_channel_order": True}))
+    with pytest.raises(ConfigError, match=r"blue before green before red.*x\.flip\(1\)"):
+        pixels.choose(Options("a:b", tmp_path / "w.pt", Path("c"), Path("o.pt")), 3, None)
 
 
 def test_a_grey_network_gets_grey_images(here, capsys):
@@ -161,6 +203,14 @@ def test_the_middle_is_cut_as_torchvision_does(tmp_path):
     theirs = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(24)])(Image.open(tmp_path / "a.png"))
     ours, _ = images.read(tmp_path / "a.png", pixels.Pixels(size=24, resize=32))
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_the_middle_of_a_stretched_image_is_cut(tmp_path):
+    draw = np.random.default_rng(0).integers(0, 256, (50, 91, 3), dtype=np.uint8)
+    Image.fromarray(draw).save(tmp_path / "a.png")
+    wanted = Image.fromarray(draw).resize((32, 32), Image.Resampling.BILINEAR).crop((4, 4, 28, 28))
+    ours, _ = images.read(tmp_path / "a.png", pixels.Pixels(size=24, resize=32, square=True))
+    assert np.array_equal(np.asarray(ours), np.asarray(wanted))
 
 
 def test_crop_cuts_the_middle_and_by_default_the_image_is_stretched(tmp_path):

@@ -1,5 +1,6 @@
 """Networks that people really have: each is bounded or purified rightly, or refused in one clear sentence."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
-from purifier_core.bounds import bound
+from purifier_core.bounds import Bound, bound
 from purifier_core.fix import networks
 from purifier_core.purifier import purify
 from purifier_core.recipes import Recipe
@@ -159,6 +160,59 @@ def test_a_transformers_blocks_are_units(name, granularity):
     assert seen["f"].shape[1:] == shape
     purified = purify(model, IMAGES, LABELS, granularity=granularity, stages=SHORT)
     assert purified(X).shape == (4, 3)
+
+
+class Layer(nn.Module):
+    """A layer as Hugging Face's transformers have it: more inputs than one, a tuple out, an attribute that others ask
+    for, an activation that is none of torch's, and in some a convolution."""
+
+    downsample = None
+
+    def __init__(self, convolution: bool = False):
+        super().__init__()
+        self.up, self.down = nn.Linear(12, 24), nn.Linear(24, 12)
+        self.reduced = nn.Conv2d(12, 12, 1) if convolution else nn.Identity()
+
+    def forward(self, x, scale, *, shift):
+        return x + self.down((self.up(x) * scale).tanh()) + shift, scale
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 8, 8)
+        self.first, self.second, self.head = Layer(), Layer(convolution=True), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for layer in (self.first, self.second):
+            x, scale = layer(x, 2.0, shift=0.5)
+            assert (scale, layer.downsample) == (2.0, None)
+        return SimpleNamespace(logits=self.head(x.mean(1)))
+
+
+def test_a_unit_takes_and_gives_all_that_its_layer_does():
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    assert list(find(model, X)) == ["first", "second"]
+    with torch.no_grad():
+        wanted = model(X).logits
+        assert torch.equal(bound(model, IMAGES, quantile=1.0)(IMAGES / 255).logits, model(IMAGES / 255).logits)
+        network = bound(model, IMAGES, quantile=0.9)
+        assert not torch.equal(network(X).logits, wanted)
+        assert torch.equal(detach(network)(X).logits, wanted)
+    purified = purify(model, IMAGES, LABELS, stages=SHORT, sites=["first", "second"])
+    assert [tuple(logits.shape) for logits in purified.with_heads(X)[1]] == [(4, 3), (4, 3)]
+
+
+def test_a_unit_is_copied_as_itself_also_around_a_graph():
+    site = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()))
+    unit = Bound(site, torch.ones(6, 1, 1))
+    copied = copy.deepcopy(unit)
+    assert isinstance(copied, Bound)
+    assert torch.equal(copied(X), unit(X))
+    with pytest.raises(AttributeError, match="nothing"):
+        unit.nothing  # noqa: B018
 
 
 def test_maps_are_turned_and_turned_back():

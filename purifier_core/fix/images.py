@@ -186,7 +186,7 @@ def _fitted(image: Any, pixels: Pixels) -> Any:
     if pixels.resize is None:
         return image.resize((size, size), kind)
     scale = pixels.resize / min(image.size)
-    width, height = (max(pixels.resize, int(side * scale)) for side in image.size)
+    width, height = (pixels.resize if pixels.square else max(pixels.resize, int(side * scale)) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), kind).crop((left, top, left + size, top + size))
 

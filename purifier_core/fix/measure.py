@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from purifier_core.evaluation import predict, to_float
 from purifier_core.purifier import Purified
-from purifier_core.sites import Wrapped, channel_sizes, to_maps
+from purifier_core.sites import Wrapped, channel_sizes, first, to_maps
 
 _Z = 1.959964  # the normal distribution's 97.5 % quantile
 
@@ -153,8 +153,8 @@ def suppression(network: Wrapped, images: torch.Tensor, batch_size: int = 64) ->
     inner: dict[int, torch.Tensor] = {}
     start = 0
 
-    def keep(number: int, _module: nn.Module, _inputs: object, f: torch.Tensor) -> None:
-        inner[number] = f
+    def keep(number: int, _module: nn.Module, _inputs: object, output: Any) -> None:
+        inner[number] = first(output)
 
     def note(number: int, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         f, rows = inner.pop(number).double().flatten(1), slice(start, start + len(output))
@@ -184,16 +184,16 @@ def cuts(network: Wrapped, images: torch.Tensor, batch_size: int = 64) -> torch.
     inner: dict[int, torch.Tensor] = {}
     start = 0
 
-    def keep(number: int, unit: nn.Module, _inputs: object, f: torch.Tensor) -> None:
-        inner[number] = f
+    def keep(number: int, unit: nn.Module, _inputs: object, output: Any) -> None:
+        inner[number] = first(output)
 
-    def note(number: int, unit: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    def note(number: int, unit: nn.Module, _inputs: object, output: Any) -> None:
         f = inner.pop(number)
         if f.ndim != 4:
             return
         sizes = channel_sizes(unit.get_submodule("site"))
         mean = to_maps(f, sizes).abs().sum(1).mean().clamp(min=1e-12)
-        cut = to_maps(f - output, sizes).sum(1, keepdim=True) / mean
+        cut = to_maps(f - first(output), sizes).sum(1, keepdim=True) / mean
         heat[start : start + len(f)] += functional.interpolate(cut, size, mode="bilinear")[:, 0].cpu()
 
     with _watching(network, keep, note):

@@ -31,7 +31,8 @@ TRIED = NAMED | {
 class Pixels:
     """Images of size x size pixels in 1 or 3 channels, less the mean and divided by the std.
 
-    resize: the shorter side, before the middle is cut out; None stretches the image. source: of the normalisation.
+    resize: the shorter side, before the middle is cut out; None stretches the image. square: stretched to resize x
+    resize instead, and then cut. source: of the normalisation.
     """
 
     size: int = 224
@@ -40,6 +41,7 @@ class Pixels:
     std: tuple[float, ...] = NAMED["imagenet"][1]
     channels: int = 3
     bicubic: bool = False
+    square: bool = False
     source: str = "the default"
 
     @property
@@ -53,7 +55,8 @@ class Pixels:
         return asdict(self)
 
     def __str__(self) -> str:
-        cut = f", the middle of a shorter side of {self.resize}" if self.resize else ", stretched"
+        shape = f"{self.resize} x {self.resize}" if self.square else f"a shorter side of {self.resize}"
+        cut = f", the middle of {shape}" if self.resize else ", stretched"
         kind = "grey" if self.channels == 1 else "RGB"
         return f"{kind}, {self.size} x {self.size} pixels{cut}, normalised by {self.normalize} ({self.source})"
 
@@ -94,9 +97,9 @@ def choose(options: Any, channels: int, own: Mapping[str, Any] | None) -> Pixels
         if path.is_file() and (content := _json(path)):
             pixels = read(pixels, content, str(path))
     if options.size is not None:
-        pixels = replace(pixels, size=options.size, resize=None)
+        pixels = replace(pixels, size=options.size, resize=None, square=False)
     if options.crop or options.resize is not None:
-        pixels = replace(pixels, resize=options.resize or pixels.size)
+        pixels = replace(pixels, resize=options.resize or pixels.size, square=False)
     if options.normalize is not None:
         mean, std = statistics(options.normalize)
         pixels = replace(pixels, mean=mean, std=std, source="as told")
@@ -141,23 +144,46 @@ def _timm(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
 
 
 def _hugging_face(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
+    """What Hugging Face's image processors do, as far as they differ in what they write; see test_fix_inputs.py."""
+    if content.get("do_flip_channel_order"):  # MobileViT
+        raise ConfigError(
+            f"{source} wants blue before green before red. Have the factory's network do x.flip(1) first, take "
+            "do_flip_channel_order out of the file, and give --normalize none."
+        )
     try:
-        full, crop = content.get("size", 224), content.get("crop_size", 224)
-        size, resize = _side(full), None
-        if isinstance(full, dict) and "shortest_edge" in full and content.get("crop_pct"):  # ConvNeXT's way
-            resize = int(size / float(content["crop_pct"]))
-        elif content.get("do_center_crop"):
-            size, resize = _side(crop), max(size, _side(crop))
+        size, resize = _sides(content)
         normalised = content.get("do_normalize", True)
         mean = _numbers(content["image_mean"] if normalised else 0)
         std = _numbers(content["image_std"] if normalised else 1)
+        if normalised and content.get("include_top"):  # EfficientNet divides twice
+            std = tuple(s * s for s in std)
         scale = 255 * float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 255.0
-        mean, std = tuple(m / scale for m in mean), tuple(s / scale for s in std)
+        offset = 1.0 if content.get("rescale_offset") else 0.0
+        mean, std = tuple((m + offset) / scale for m in mean), tuple(s / scale for s in std)
     except (TypeError, ValueError, IndexError, KeyError) as problem:
         raise ConfigError(f"{source} is not understood; give --size and --normalize.") from problem
 
+    full = content.get("size")
+    square = resize is not None and isinstance(full, dict) and "height" in full  # DeiT
     bicubic = content.get("resample") == 3
-    return replace(pixels, size=size, resize=resize, mean=mean, std=std, bicubic=bicubic, source=source)
+    return replace(pixels, size=size, resize=resize, mean=mean, std=std, bicubic=bicubic, square=square, source=source)
+
+
+def _sides(content: Mapping[str, Any]) -> tuple[int, int | None]:
+    """The size of the images, and to which one they are resized before the middle is cut out; None where it is not."""
+    full, share = content.get("size", 224), content.get("crop_pct")
+    size = _side(full)
+    if isinstance(full, dict) and "shortest_edge" in full:
+        if share and (
+            content.get("do_center_crop") or size < 384
+        ):  # PoolFormer, and ConvNeXT, which stretches from 384
+            return size, int(size / float(share))
+        if str(content.get("image_processor_type", "")).startswith("Levit"):
+            size = int(256 / 224 * size)
+    if not content.get("do_center_crop"):
+        return size, None
+    cut = _side(content.get("crop_size", 224))
+    return cut, max(size, cut)
 
 
 def _side(size: Any) -> int:
