@@ -28,7 +28,7 @@ BRIEF = replace(
     i_bau=replace(I_BAU, epochs=2),
     npd=(replace(NPD[0], epochs=1), replace(NPD[1], epochs=5)),
     scanning=replace(SCANNING, steps=10, restarts=1),
-    watch_every=20,
+    watch_every=5,
     unlearning=replace(UNLEARNING, seen=1000, searches=1, steps=10, renewed=5),
 )
 
