@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,12 +37,28 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def firefox(tmp_path_factory):
-    """A headless Firefox."""
+def firefoxes():
+    """The Firefox in use, alone in a list; empty before the first."""
+    running: list[Firefox] = []
+    yield running
+    for one in running:
+        one.close()
+
+
+def answering(running: list[Firefox], start: Callable[[], Firefox]) -> Firefox:
+    """The Firefox in the list; a new one takes its place where it has hung, or where there is none."""
+    if running and running[0].hung:
+        running.pop().close()
+    if not running:
+        running.append(start())
+    return running[0]
+
+
+@pytest.fixture
+def firefox(firefoxes, tmp_path_factory):
+    """A headless Firefox, the same for all tests until it hangs: so a hang fails one test."""
     assert FIREFOX, "no Firefox is installed"
-    started = Firefox(FIREFOX, tmp_path_factory.mktemp("firefox"))
-    yield started
-    started.close()
+    return answering(firefoxes, lambda: Firefox(FIREFOX, tmp_path_factory.mktemp("firefox")))
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browsing import browser, firefox, served  # noqa: F401 - fixtures for all
+from browsing import browser, firefox, firefoxes, served  # noqa: F401 - fixtures for all
 from once import book, pytest_collection_modifyitems, quick  # noqa: F401
 
 from purifier_core.lab import data

@@ -38,6 +38,7 @@ class Firefox:
         (profile / "user.js").write_text("".join(preferences))
         command = [program, "--headless", "--no-remote", "--remote-debugging-port=0", "--profile", str(profile)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.hung = False  # whether it once gave no answer
         # Playwright's loop runs in the thread of the tests
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -61,7 +62,11 @@ class Firefox:
         async def call() -> Any:
             return await function(*given)
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(PATIENCE)
+        try:
+            return asyncio.run_coroutine_threadsafe(call(), self._loop).result(PATIENCE)
+        except TimeoutError:
+            self.hung = True
+            raise
 
     def send(self, method: str, **given: Any) -> dict[str, Any]:
         """A command's result. Raises RuntimeError where Firefox refuses it."""
@@ -84,7 +89,7 @@ class Firefox:
 
     def close(self) -> None:
         """End it."""
-        self._process.terminate()
+        self._process.kill() if self.hung else self._process.terminate()
         self._process.wait(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
 

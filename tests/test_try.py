@@ -1,12 +1,14 @@
 """The page "Try it": its arithmetic is torch's, and it can be used by mouse, touch and keyboard, offline."""
 
 import json
+import os
+import signal
 import time
 
 import pytest
 import torch
-from browsing import SCREENS, ChromiumPage, needs_browser, needs_firefox, opened
-from firefox import FirefoxPage
+from browsing import FIREFOX, SCREENS, ChromiumPage, answering, needs_browser, needs_firefox, opened
+from firefox import Firefox, FirefoxPage
 
 from purifier_core.evaluation import evaluate, to_float
 from purifier_core.lab import data, live, zoo
@@ -319,3 +321,23 @@ def test_nothing_moves_by_itself_for_who_asks_for_that(browser, book):
         page.wait_for_selector(".try-bars i", state="attached", timeout=120_000)
         assert page.evaluate("getComputedStyle(document.querySelector('.try-bars i')).transitionDuration") == still
         page.context.close()
+
+
+@needs_firefox
+def test_a_firefox_that_hangs_is_replaced(tmp_path_factory, monkeypatch):
+    def start():
+        return Firefox(FIREFOX, tmp_path_factory.mktemp("firefox"))
+
+    running = []
+    first = answering(running, start)
+    assert answering(running, start) is first
+    os.kill(first._process.pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr("firefox.PATIENCE", 0.5)
+        with pytest.raises(TimeoutError):
+            first.send("session.status")
+    second = answering(running, start)
+    assert running == [second]
+    assert first._process.poll() == -signal.SIGKILL
+    second.send("session.status")
+    second.close()
