@@ -13,6 +13,7 @@ from torchvision import models
 
 from purifier_core.bounds import Bound, bound
 from purifier_core.fix import networks
+from purifier_core.fix.measure import cuts, suppression
 from purifier_core.purifier import purify
 from purifier_core.recipes import Recipe
 from purifier_core.sites import detach, find, from_maps, to_maps
@@ -201,6 +202,8 @@ def test_a_unit_takes_and_gives_all_that_its_layer_does():
         network = bound(model, IMAGES, quantile=0.9)
         assert not torch.equal(network(X).logits, wanted)
         assert torch.equal(detach(network)(X).logits, wanted)
+    assert suppression(network, IMAGES).by_unit.min() > 0
+    assert cuts(network, IMAGES).count_nonzero() == 0  # tokens have no place in the image
     purified = purify(model, IMAGES, LABELS, stages=SHORT, sites=["first", "second"])
     assert [tuple(logits.shape) for logits in purified.with_heads(X)[1]] == [(4, 3), (4, 3)]
 

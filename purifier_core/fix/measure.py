@@ -150,21 +150,16 @@ def suppression(network: Wrapped, images: torch.Tensor, batch_size: int = 64) ->
     shares = isinstance(network, Purified)
     cut = torch.zeros(len(images), len(units), dtype=torch.float64)
     total = torch.ones_like(cut) if shares else torch.zeros_like(cut)
-    inner: dict[int, torch.Tensor] = {}
     start = 0
 
-    def keep(number: int, _module: nn.Module, _inputs: object, output: Any) -> None:
-        inner[number] = first(output)
-
-    def note(number: int, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        f, rows = inner.pop(number).double().flatten(1), slice(start, start + len(output))
-        rest = output.double().flatten(1)
+    def note(number: int, _unit: nn.Module, given: torch.Tensor, left: torch.Tensor) -> None:
+        f, rest, rows = given.double().flatten(1), left.double().flatten(1), slice(start, start + len(given))
         if shares:
             cut[rows, number] = (1 - rest.norm(dim=1) / f.norm(dim=1).clamp(min=1e-12)).clamp(min=0).cpu()
         else:
             cut[rows, number], total[rows, number] = (f - rest).sum(1).cpu(), f.abs().sum(1).cpu()
 
-    with _watching(network, keep, note):
+    with _watching(network, note):
         for piece in images.split(batch_size):
             network(to_float(piece))
             start += len(piece)
@@ -181,22 +176,17 @@ def cuts(network: Wrapped, images: torch.Tensor, batch_size: int = 64) -> torch.
     """
     heat = torch.zeros(len(images), *images.shape[2:])
     size = heat.shape[1:]
-    inner: dict[int, torch.Tensor] = {}
     start = 0
 
-    def keep(number: int, unit: nn.Module, _inputs: object, output: Any) -> None:
-        inner[number] = first(output)
-
-    def note(number: int, unit: nn.Module, _inputs: object, output: Any) -> None:
-        f = inner.pop(number)
+    def note(_number: int, unit: nn.Module, f: torch.Tensor, left: torch.Tensor) -> None:
         if f.ndim != 4:
             return
         sizes = channel_sizes(unit.get_submodule("site"))
         mean = to_maps(f, sizes).abs().sum(1).mean().clamp(min=1e-12)
-        cut = to_maps(f - first(output), sizes).sum(1, keepdim=True) / mean
+        cut = to_maps(f - left, sizes).sum(1, keepdim=True) / mean
         heat[start : start + len(f)] += functional.interpolate(cut, size, mode="bilinear")[:, 0].cpu()
 
-    with _watching(network, keep, note):
+    with _watching(network, note):
         for piece in images.split(batch_size):
             network(to_float(piece))
             start += len(piece)
@@ -204,12 +194,20 @@ def cuts(network: Wrapped, images: torch.Tensor, batch_size: int = 64) -> torch.
 
 
 @contextmanager
-def _watching(network: Wrapped, keep: Callable[..., None], note: Callable[..., None]) -> Iterator[None]:
-    """Inside, `keep` is called with each unit's number and what its site gives, `note` with what the unit gives."""
+def _watching(network: Wrapped, note: Callable[[int, nn.Module, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+    """Inside, `note` is called with each unit's number, the unit, its site's output and its own; of a tuple the map."""
+    given: dict[int, torch.Tensor] = {}
+
+    def keep(number: int, _site: nn.Module, _inputs: object, output: Any) -> None:
+        given[number] = first(output)
+
+    def compare(number: int, unit: nn.Module, _inputs: object, output: Any) -> None:
+        note(number, unit, given.pop(number), first(output))
+
     hooks = []
     for number, unit in enumerate(network.wrappers()):
         hooks += [unit.get_submodule("site").register_forward_hook(partial(keep, number))]
-        hooks += [unit.register_forward_hook(partial(note, number))]
+        hooks += [unit.register_forward_hook(partial(compare, number))]
     try:
         yield
     finally:

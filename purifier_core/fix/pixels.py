@@ -144,7 +144,7 @@ def _timm(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
 
 
 def _hugging_face(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
-    """What Hugging Face's image processors do, as far as they differ in what they write; see test_fix_inputs.py."""
+    """What an image processor of Hugging Face's makes. Some kinds do more than their file says; comments name them."""
     if content.get("do_flip_channel_order"):  # MobileViT
         raise ConfigError(
             f"{source} wants blue before green before red. Have the factory's network do x.flip(1) first, take "
