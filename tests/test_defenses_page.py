@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from made import record
 
-from purifier_core.lab.experiments.comparison import Defenses
+from purifier_core.lab.cells import Cell
+from purifier_core.lab.experiments.comparison import Attacks, Defenses
 from purifier_core.lab.experiments.grids import Column
+from purifier_core.lab.experiments.supplement import Table3
 from purifier_core.lab.methods import ATTACKS, COLUMNS, OURS, PAPER, attacks
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import Results, look_up
@@ -80,17 +82,41 @@ def test_a_backdoor_that_did_not_take_is_one_line_and_no_row():
     mine = results(
         *places(ROW, NONE, 0.98, 1.0),
         *places(ROW, TUNED, 0.97, 0.9),
-        *places(OTHER, NONE, 0.98, 1.0, 0.89, 1.0),  # one seed below 90 %
+        *places(OTHER, NONE, 0.98, 0.5, 0.89, 0.89),  # every seed below 90 %
         *places(OTHER, TUNED, 0.97, 0.0),
     )
     assert defenses.taken(mine) == [ROW]
     told, line = defenses.reading(mine)
     assert told.startswith("Did not take")
-    assert told.endswith("MNIST, CL: 96.3 (89.0 to 100.0).")
+    assert told.endswith("MNIST, CL: 76.0 (50.0 to 89.0).")
     assert line == "**Finetuning** removes the backdoor in 0 of 1 decided rows. Leaves it: MNIST BadNets 90."
     assert "CL" not in set(defenses.table(mine).attack)
     labels = [tick.get_text() for tick in defenses.figure(mine).axes[0].get_yticklabels()]
     assert labels == ["BadNets"]
+
+
+def test_a_defense_is_judged_in_the_seeds_whose_backdoor_took_and_the_others_are_named():
+    mine = results(
+        *places(ROW, NONE, 0.98, 1.0, 0.9, 0.95),
+        *places(ROW, TUNED, 0.97, 0.05, 0.0, 0.04),
+        at(ROW, NONE, 0.98, 0.899, seed=3),
+        at(ROW, TUNED, 0.97, 0.8, seed=3),
+    )
+    assert defenses.reading(mine) == ["**Finetuning** removes the backdoor in 1 of 1 decided rows."]
+    lines = defenses.table(mine).set_index("defense")
+    assert list(lines.loc["Finetuning", ["ASR", "seeds"]].iloc[0]) == ["3.0 (0.0 to 5.0)", "3"]
+    left_out = "Left out, since the backdoor did not take: MNIST BadNets (four corners), seed 3 (ASR 89.9 %)."
+    assert mine.headline.endswith(left_out)
+    assert "seeds 0, 1, 2;" in report.provenance(mine)
+
+
+def test_no_seed_is_left_out_of_the_attacks_and_the_tables():
+    cells = [Cell(profile="small", seed=seed) for seed in range(4)]
+    records = [record(cell, 0.99, 0.1 if cell.seed == 3 else 1.0) for cell in cells]
+    for experiment in (Attacks(dataset="mnist"), Table3()):
+        mine = Results(experiment, "small", "as asked", records)
+        assert {len(group) for group in mine.by_place.values()} == {4}
+        assert "Left out" not in mine.headline
 
 
 def test_the_reading_counts_and_names():

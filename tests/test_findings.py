@@ -52,6 +52,14 @@ def test_what_the_records_decide_is_said_with_number_seeds_and_place(store):
     assert text.count("(3 seeds, 75 %.)") == len(sentences(store)) == 4
 
 
+def test_a_seed_whose_backdoor_did_not_take_enters_no_finding(store):
+    before = findings.markdown(store)
+    save(store, "none", 3, 0.99, 0.1)
+    for granularity in GRANULARITIES:
+        save(store, granularity, 3, 0.99, 0.1, init="full")
+    assert findings.markdown(store) == before
+
+
 def test_one_seed_finds_nothing(store):
     for path in store.folder.rglob("*-s[12]-*.json"):
         path.unlink()
@@ -102,7 +110,7 @@ def test_one_run_somewhere_else_is_not_decided_there(store):
 
 def test_a_backdoor_that_did_not_take_is_no_place(store):
     for seed in SEEDS:
-        save(store, "none", seed, 0.9, 0.89 if seed == 1 else 1.0, "cifar10")
+        save(store, "none", seed, 0.9, 0.89, "cifar10")
         save(store, "feature", seed, 0.9, 0.0, "cifar10")
     assert "CIFAR-10" not in findings.markdown(store)
 

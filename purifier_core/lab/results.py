@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.grids import Column, Experiment
-from purifier_core.lab.methods import METHODS
+from purifier_core.lab.methods import ATTACKS, METHODS, title
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 
 DECIDES = 3
 """The fewest seeds that decide anything. See `pages.statistics.decided`."""
+
+TAKEN = 0.9
+"""The ASR of an undefended network, as a fraction, from which on its backdoor counts as implanted."""
 
 Place = tuple[Any, Column]
 """A row and a column of an experiment: where one number stands."""
@@ -48,13 +51,27 @@ class Results:
     def by_place(self) -> dict[Place, list[Record]]:
         """The records behind each number, seed by seed; what is missing is left out."""
         by_number: dict[Cell, list[Record]] = {}
-        for record in sorted(self.records, key=lambda record: record.cell.seed):
+        for record in sorted(self.used, key=lambda record: record.cell.seed):
             by_number.setdefault(number(record.cell), []).append(record)
         numbers = {place: self._number(*place) for place in self.experiment.places(self.profile)}
         return {place: by_number[cell] for place, cell in numbers.items() if cell in by_number}
 
     def _number(self, row: Any, column: Column) -> Cell:
         return number(self.experiment.cell(column, row, 0, self.profile))
+
+    @property
+    def used(self) -> list[Record]:
+        """The records behind the numbers: all, or those of the seeds whose backdoor took."""
+        return where_taken(self.records) if self.experiment.where_taken else self.records
+
+    @property
+    def left_out(self) -> str:
+        """The seeds whose records are not used, with the ASR of their undefended networks; empty for none."""
+        if not (self.experiment.where_taken and (weak := untaken(self.records))):
+            return ""
+        names = [f"{title(r.cell.dataset)} {ATTACKS[r.cell.attack].label}, seed {r.cell.seed}" for r in weak]
+        rates = [f"{name} (ASR {100 * (r.asr or 0):.1f} %)" for name, r in zip(names, weak, strict=True)]
+        return f"Left out, since the backdoor did not take: {'; '.join(rates)}."
 
     @property
     def sizes(self) -> list[str]:
@@ -84,7 +101,7 @@ class Results:
         line = f"{caution}Profile {self.profile}, {self.reason}: {PROFILES[self.profile].about}.{note}"
         others = " or ".join(size for size in self.sizes if size != self.profile)
         lacks = f"What it lacks is taken from {others}." if others else ""
-        return " ".join(filter(None, (line, lacks, self.mixed)))
+        return " ".join(filter(None, (line, lacks, self.mixed, self.left_out)))
 
     def stop_if_failed(self) -> None:
         """Raise RuntimeError if a cell failed: called after all else is shown, so that the exit status says it."""
@@ -176,6 +193,22 @@ def retrained(records: Iterable[Record]) -> list[Cell]:
         if METHODS[record.cell.defense].data != "poisoned":  # such a method trains a network of its own
             trainings[record.cell.backdoored()].add(record.provenance.get("backdoored_model", ""))
     return [cell for cell, networks in trainings.items() if len(networks) > 1]
+
+
+def untaken(records: Iterable[Record]) -> list[Record]:
+    """The undefended networks whose backdoor did not take, if that of another seed took."""
+    undefended: dict[Cell, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.cell.defense == "none" and record.cell.attack in ATTACKS:
+            undefended[number(record.cell)].append(record)
+    weak = {key: [r for r in group if (r.asr or 0.0) < TAKEN] for key, group in undefended.items()}
+    return [record for key, group in weak.items() if len(group) < len(undefended[key]) for record in group]
+
+
+def where_taken(records: list[Record]) -> list[Record]:
+    """The records that a defense is judged by: without the seeds of `untaken`."""
+    weak = {record.cell for record in untaken(records)}
+    return [record for record in records if record.cell.backdoored() not in weak]
 
 
 def enough_first(choices: Sequence[Choice], seeds: Callable[[Choice], int]) -> list[Choice]:

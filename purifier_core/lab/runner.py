@@ -91,7 +91,7 @@ def run_all(
             results.records = [record for record in by_cell.values() if record and not record.failed]
             results.failed = [record for record in by_cell.values() if record and record.failed]
             results.missing = [cell for cell, record in by_cell.items() if record is None or record.failed]
-    for line in dict.fromkeys(results.mixed for results in unfinished if results.mixed):
+    for line in dict.fromkeys(note for results in unfinished for note in (results.mixed, results.left_out) if note):
         say(line)
     return every
 

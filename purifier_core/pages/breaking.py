@@ -28,7 +28,7 @@ KINDS: dict[tuple[str, ...], str] = {
 
 RULE = (
     f"An attack *passes* if the repaired network gives the attacker's class to over {ABOVE:g} points more of the test "
-    f"images than a clean network does, on the mean over seeds. Rows whose backdoor did not take (an ASR below "
+    f"images than a clean network does, on the mean over seeds. Seeds whose backdoor did not take (an ASR below "
     f"{100 * TAKEN:g} %) are left out."
 )
 

@@ -40,11 +40,11 @@ AIMED = {
 """The defenses that each attacker knows."""
 
 RULES = (
-    f"A backdoor *took* if the undefended network has an ASR of {100 * TAKEN:g} % or more in every seed; if it did "
-    f"not, nothing is shown or counted. A defense *removes* it at an ASR of {REMOVED:g} % or less, *weakens* it at "
-    f"{WEAKENED:g} % or less, and else *leaves* it. It *costs accuracy* if ACC falls by more than {COST:g} points, "
-    f"each seed against the same seed without a defense. An outcome that at least {DECIDES} seeds agree on is decided; "
-    "any other is told, and not counted."
+    f"A backdoor *took* if the undefended network has an ASR of {100 * TAKEN:g} % or more. A seed in which it did not "
+    "is left out, and named; so is a row in which it took in no seed. A defense *removes* it at an ASR of "
+    f"{REMOVED:g} % or less, *weakens* it at {WEAKENED:g} % or less, and else *leaves* it. It *costs accuracy* if ACC "
+    f"falls by more than {COST:g} points, each seed against the same seed without a defense. An outcome that at least "
+    f"{DECIDES} seeds agree on is decided; any other is told, and not counted."
 )
 
 

@@ -52,7 +52,7 @@ def table(store: Store | None = None) -> pd.DataFrame:
         for results in [results for results in by_size if results.records] or by_size[-1:]:
             rule = judge.get(kind.name, _table)
             published, ours, verdict = rule(results) if results.records else ("–", "missing", "–")
-            seeds = ranges({record.cell.seed for record in results.records})
+            seeds = ranges({record.cell.seed for record in results.used})
             gaps = f"; {len(results.missing)} missing" if results.missing else ""
             lines[kind.title, results.profile] = {
                 "published": published,

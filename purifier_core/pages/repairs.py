@@ -27,11 +27,11 @@ LEFT, COST, ROWS, FOUND, ALARMS = 2.0, 1.0, 80, 90, 5
 
 RULES = (
     f"The bar was set before there was any number. Of the rows whose backdoor took (ASR of the undefended network at "
-    f"least {100 * TAKEN:g} % in every seed), Scan-repair leaves at least {ROWS} % *as a clean network is*: an ASR at "
-    f"most {LEFT:g} points above a clean network's own under the same trigger, and an ACC at most {COST:g} point lower "
-    f"than before, both as means over seeds. The scan finds the backdoor in at least {FOUND} % of their networks, and "
-    f"suspects at most {ALARMS} % of clean networks. RA is the share of triggered images that are classified rightly: "
-    "an ASR of 0 with a low RA is no repair."
+    f"least {100 * TAKEN:g} %; a seed in which it did not take is left out, and named), Scan-repair leaves at least "
+    f"{ROWS} % *as a clean network is*: an ASR at most {LEFT:g} points above a clean network's own under the same "
+    f"trigger, and an ACC at most {COST:g} point lower than before, both as means over seeds. The scan finds the "
+    f"backdoor in at least {FOUND} % of their networks, and suspects at most {ALARMS} % of clean networks. RA is the "
+    "share of triggered images that are classified rightly: an ASR of 0 with a low RA is no repair."
 )
 
 

@@ -165,7 +165,7 @@ def glued(results: Results) -> dict[str, Any]:
     experiment, ours, paper = results.experiment, estimates(results), paper_values(results.experiment)
     prefix = "t" + experiment.name.removeprefix("table")
     usual: Any = {field.name: field.default for field in fields(experiment)}[experiment.axis]
-    seeds = ", ".join(map(str, sorted({r.cell.seed for r in results.records}))) or "none"
+    seeds = ", ".join(map(str, sorted({r.cell.seed for r in results.used}))) or "none"
     values: dict[str, Any] = {
         f"{prefix}_profile": results.shown,
         f"{prefix}_seeds": seeds,
@@ -188,19 +188,19 @@ def provenance(results: Results) -> str:
     def each(values: Iterable[Any]) -> str:
         return ", ".join(dict.fromkeys(str(v) for v in values))
 
-    seeds = each(sorted({r.cell.seed for r in results.records}))
+    seeds = each(sorted({r.cell.seed for r in results.used}))
     missing = len(results.missing)
     if len({len(records) for records in results.by_place.values()}) > 1:
         seeds += ", not all everywhere"
     commits = each(
         (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")
-        for r in results.records
+        for r in results.used
     )
     gaps = f" Missing: {missing}." if missing else ""
     return (
-        f"Records shown: {len(results.records)}, profile {results.shown}; seeds {seeds}; data: "
-        f"{each(r.data['copy'] for r in results.records)}; device: "
-        f"{each(r.provenance['device'] for r in results.records)}; code: {commits}.{gaps}"
+        f"Records shown: {len(results.used)}, profile {results.shown}; seeds {seeds}; data: "
+        f"{each(r.data['copy'] for r in results.used)}; device: "
+        f"{each(r.provenance['device'] for r in results.used)}; code: {commits}.{gaps}"
     )
 
 

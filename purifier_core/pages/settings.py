@@ -9,6 +9,7 @@ from purifier_core.lab.experiments.supplement import same_share
 from purifier_core.lab.methods import ATTACKS, DATASETS, NETWORKS, PAPER, attacks, title
 from purifier_core.lab.profiles import SIZES
 from purifier_core.lab.records import Record, Store, current
+from purifier_core.lab.results import where_taken
 from purifier_core.pages.statistics import DECIDES, measured, took
 from purifier_core.recipes import GRANULARITIES
 
@@ -24,13 +25,13 @@ class Settings:
     """The records of every attack on every dataset with 5 % of clean images and 10 % of poison, at one profile.
 
     The profile is the one that is named, or the largest at which Purifier has seeds enough to decide something on
-    MNIST.
+    MNIST. Seeds whose backdoor did not take are left out, unless it took in none.
     """
 
     def __init__(self, store: Store | None = None, profile: str | None = None) -> None:
         done = list(current((store or Store()).all())[0].values())
         for name in (profile,) if profile else SIZES:
-            here = [record for record in done if record.cell.profile == name]
+            here = where_taken([record for record in done if record.cell.profile == name])
             self.profile, self.every, self.uncropped = name, _sorted_in(here), _sorted_in(here, crops=False)
             if len(self.records(MAIN, module("feature", "full"))) >= DECIDES:
                 break
@@ -40,7 +41,7 @@ class Settings:
         return (self.every if crops else self.uncropped).get(setting, {}).get(column, {})
 
     def taken(self) -> list[Setting]:
-        """The settings in which the backdoor of the undefended network took in every seed."""
+        """The settings in which the backdoor of the undefended network took."""
         undefended = {setting: list(self.records(setting, Column("none")).values()) for setting in self.every}
         return [setting for setting, records in undefended.items() if took(records)]
 

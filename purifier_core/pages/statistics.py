@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from purifier_core.lab.records import Record
-from purifier_core.lab.results import DECIDES
+from purifier_core.lab.results import DECIDES, TAKEN
 
 Answer = TypeVar("Answer")
-
-TAKEN = 0.9
-"""The ASR, as a fraction, from which on a backdoor counts as implanted: of the undefended network, in every seed."""
 
 
 @dataclass(frozen=True)

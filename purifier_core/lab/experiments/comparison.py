@@ -68,6 +68,7 @@ class Defenses(AttackGrid):
 
     name: ClassVar[str] = "defenses"
     title: ClassVar[str] = "Defenses"
+    where_taken: ClassVar[bool] = True
 
     attack: Any = "badnets"
     dataset: Any = "mnist"
@@ -103,6 +104,7 @@ class Repairs(AttackGrid):
 
     name: ClassVar[str] = "repairs"
     title: ClassVar[str] = "Repairs"
+    where_taken: ClassVar[bool] = True
 
     attack: Any = "badnets"
     dataset: Any = "mnist"
@@ -146,6 +148,7 @@ class Breaking(AttackGrid):
 
     name: ClassVar[str] = "breaking"
     title: ClassVar[str] = "How it breaks"
+    where_taken: ClassVar[bool] = True
 
     attack: Any = "badnets"
     dataset: Any = "mnist"

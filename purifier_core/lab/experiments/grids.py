@@ -48,6 +48,7 @@ class Experiment:
     network: ClassVar[str] = "vgg16"
     sizes: ClassVar[tuple[str, ...]] = SIZES  # the profiles that the book reads it from, the largest first
     seeds_first: ClassVar[bool] = False  # whether a profile with seeds enough to decide goes before a larger one
+    where_taken: ClassVar[bool] = False  # whether it shows only the seeds whose backdoor took
 
     profile: Any = "auto"
     seeds: Any = 0

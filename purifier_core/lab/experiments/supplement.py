@@ -64,6 +64,7 @@ class Figure13(Table):
 
     name: ClassVar[str] = "figure13"
     title: ClassVar[str] = "Figure 13"
+    where_taken: ClassVar[bool] = True
     axis: ClassVar[str] = "dataset"
     every: ClassVar[tuple[Any, ...]] = ("cifar10", "mnist", "gtsrb")
     allowed: ClassVar[tuple[str, ...]] = COLUMNS
