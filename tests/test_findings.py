@@ -93,6 +93,18 @@ def test_the_papers_own_networks_come_first_a_line_each(store):
     assert rule == "A backdoor counts as left in place at 90 % of ASR or more."
 
 
+def test_at_the_papers_width_too_three_seeds_decide_and_fewer_are_said(store):
+    for seed in SEEDS:
+        save(store, "none", seed, 0.99, 1.0, profile="wide")
+        save(store, "feature", seed, 0.98, 0.97, profile="wide")
+        save(store, "cube", seed, 0.97, 0.1 * seed, profile="wide")
+    save(store, "channel", 0, 0.97, 1.0, profile="wide")
+    text = findings.markdown(store)
+    assert "BadNets on MNIST (VGG-16), 3 seeds: 99.0 / 100.0 without a defense." in text
+    assert "Channel 97.0 / 100.0 (one run), Cube 97.0 / 10.0, Feature 98.0 / 97.0." in text
+    assert "The seeds decide: in place after Feature, not in place after Cube." in text
+
+
 def test_a_narrow_network_that_differs_from_the_papers_is_named(store):
     save(store, "none", 0, 0.99, 1.0, profile="wide")
     save(store, "feature", 0, 0.98, 0.1, profile="wide")
@@ -135,6 +147,7 @@ def test_no_defense_removes_every_backdoor_once_each_has_failed(store):
     assert "No defense here removes every backdoor." in sentences(store)
     most = "Bound-Feature removes most, 1 of 2 that the seeds decide. It does not remove BadNets on CIFAR-10"
     assert most in findings.markdown(store)
+    assert "not removed by NAD: MNIST (BadNets); " in findings.markdown(store)
     assert len(sentences(store)) <= 5
 
 

@@ -12,7 +12,7 @@ from purifier_core.lab.methods import COLUMNS, METHODS, ours
 from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages.defenses import COST, REMOVED
 from purifier_core.pages.seeds import Decision, decide
-from purifier_core.pages.settings import MAIN, SIZE, BySeed, Setting, Settings, attack_name, name, place_name
+from purifier_core.pages.settings import MAIN, SIZE, BySeed, Setting, Settings, attack_name, grouped, name, place_name
 from purifier_core.pages.statistics import DECIDES, TAKEN, Estimate, estimate, measured
 from purifier_core.pages.width import in_words
 from purifier_core.recipes import GRANULARITIES, INITS
@@ -264,9 +264,9 @@ def none_removes_all(settings: Settings) -> Finding | None:
         return None
     best = max(every, key=lambda column: len(removed[column]))
     places = [
-        Place(f"{column.name} does not remove", name(row), Decision(True, every[column][row].n))
+        Place(f"not removed by {column.name}", attacks, Decision(True, min(every[column][row].n for row in rows)))
         for column, rows in left.items()
-        for row in rows
+        for attacks in grouped(rows)
     ]
     return Finding(
         "No defense here removes every backdoor.",

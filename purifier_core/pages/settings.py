@@ -75,6 +75,14 @@ def name(setting: Setting) -> str:
     return f"{attack_name(setting)} on {place_name(setting)}"
 
 
+def grouped(settings: Iterable[Setting]) -> list[str]:
+    """The attacks of some settings, a text for each dataset: "MNIST (BadNets, SIG)"."""
+    attacks: dict[str, list[str]] = {}
+    for setting in settings:
+        attacks.setdefault(setting[0], []).append(attack_name(setting))
+    return [f"{title(dataset)} ({', '.join(names)})" for dataset, names in attacks.items()]
+
+
 def repairs(store: Store | None = None) -> pd.DataFrame:
     """What the two repairs that the package offers leave of BadNets, as text: ASR in percent by network."""
     settings = Settings(store)

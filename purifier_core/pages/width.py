@@ -4,7 +4,7 @@ from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.profiles import PROFILES, SIZES
 from purifier_core.lab.records import Store
 from purifier_core.pages.settings import BySeed, Setting, Settings, name
-from purifier_core.pages.statistics import TAKEN, measured, runs
+from purifier_core.pages.statistics import TAKEN, decided, measured, runs
 from purifier_core.recipes import GRANULARITIES
 
 STARTS = ("full", "random")
@@ -31,16 +31,36 @@ def _answer(wide: Settings, narrow: Settings, setting: Setting) -> str:
     """What Purifier leaves of one attack on one network, from the backdoored network and from fresh weights."""
     undefended = wide.records(setting, Column("none"))
     fresh = _modules(wide, setting, "random") or "no record yet"
-    return (
-        f"{name(setting)}, {runs(len(undefended))}: {_pair(undefended)} without a defense. From the backdoored "
-        f"network: {_modules(wide, setting, 'full')}. From fresh weights: {fresh}. {_compared(wide, narrow, setting)}"
-    ).rstrip()
+    parts = [
+        f"{name(setting)}, {runs(len(undefended))}: {_pair(undefended)} without a defense.",
+        f"From the backdoored network: {_modules(wide, setting, 'full')}.",
+        f"From fresh weights: {fresh}.",
+        _decided(wide, setting),
+        _compared(wide, narrow, setting),
+    ]
+    return " ".join(filter(None, parts))
 
 
 def _modules(settings: Settings, setting: Setting, init: str) -> str:
-    """ACC and ASR of the modules from a start that have a record."""
+    """ACC and ASR of the modules from a start that have a record, with their seeds if these are not the network's."""
+    count = len(settings.records(setting, Column("none")))
     every = {g: settings.records(setting, module(g, init)) for g in GRANULARITIES}
-    return ", ".join(f"{Column(g).name} {_pair(records)}" for g, records in every.items() if records)
+    texts = [
+        f"{Column(g).name} {_pair(records)}{'' if len(records) == count else f' ({runs(len(records))})'}"
+        for g, records in every.items()
+        if records
+    ]
+    return ", ".join(texts)
+
+
+def _decided(settings: Settings, setting: Setting) -> str:
+    """After which modules, from the backdoored network, the seeds decide that the backdoor is left in, or is not."""
+    every = {g: settings.records(setting, module(g, "full")) for g in GRANULARITIES}
+    answers = {g: decided([(r.asr or 0.0) >= TAKEN for r in records.values()]) for g, records in every.items()}
+    words = {True: "in place after", False: "not in place after"}
+    names = {answer: [Column(g).name for g, given in answers.items() if given is answer] for answer in words}
+    texts = [f"{words[answer]} {' and '.join(group)}" for answer, group in names.items() if group]
+    return f"The seeds decide: {', '.join(texts)}." if texts else ""
 
 
 def _pair(records: BySeed) -> str:
