@@ -3,11 +3,12 @@
 import pytest
 from made import record
 
+from purifier_core.files import ROOT
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.supplement import Figure10, Figure11, Figure12
-from purifier_core.lab.records import Record
-from purifier_core.lab.results import Results
-from purifier_core.pages import anomaly
+from purifier_core.lab.records import Record, Store
+from purifier_core.lab.results import Results, look_up
+from purifier_core.pages import anomaly, report
 
 LAYER = {
     # two classes, four channels; the trigger lights the third beyond both, the fourth no more than the second class
@@ -79,3 +80,24 @@ def test_figures_are_drawn_with_and_without_records(kind, tmp_path):
         path = tmp_path / "figure.png"
         anomaly.figure(results).savefig(path, dpi=40)
         assert path.stat().st_size > 2000
+
+
+def test_beside_trojan_stands_what_is_recorded_of_badnets_and_the_other_way_round(tmp_path):
+    store = Store(tmp_path)
+    for attack in ("trojan", "badnets"):
+        store.save(probed(attack=attack))
+    for attack, other in (("trojan", "badnets"), ("badnets", "trojan")):
+        results = anomaly.another_attack(Results(Figure10(attack=attack), "small", "as asked"), store)
+        assert [record.cell.attack for record in results.records] == [other]
+        assert results.reason == "the largest with records"
+
+
+def test_in_the_book_seeds_that_a_single_larger_network_hides_stand_below_it(monkeypatch):
+    """Figure 11, from the committed records: one run at `wide`, three seeds at `small`."""
+    monkeypatch.setenv("PURIFIER_RECORDS_ONLY", "1")
+    store = Store(ROOT / "data")
+    results = look_up(Figure11(), store)
+    assert results.sizes == ["wide"]
+    below = report.at_smaller_sizes(results, anomaly.table, store)
+    assert below.count("The same at <code>small</code>") == 1
+    assert "figure11-badnets-small" in below

@@ -5,6 +5,7 @@ by channel over all positions, or by position over all channels. It is taken ove
 than the target, over the stamped copies of the same images, and over the clean images of each class.
 """
 
+from dataclasses import replace
 from itertools import combinations
 from statistics import median
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from purifier_core.lab.experiments.grids import Column, module
-from purifier_core.lab.records import Record, published
-from purifier_core.lab.results import Results
+from purifier_core.lab.records import Record, Store, published
+from purifier_core.lab.results import Results, look_up
+from purifier_core.pages.heatmap import short_attack
 from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.statistics import Estimate, estimate, measured, took
 
@@ -208,6 +210,12 @@ def reading(results: Results) -> list[str]:
     ]
 
 
+def another_attack(results: Results, store: Store | None = None) -> Results:
+    """What is recorded of the same figure with BadNets; with Trojan where it shows BadNets itself."""
+    other = "trojan" if results.experiment.attack == "badnets" else "badnets"
+    return look_up(replace(results.experiment, attack=other, profile="auto"), store, reading=True)
+
+
 def figure(results: Results) -> Any:
     """The figure of the first seed: Figures 10 and 12 by channel, Figure 11 by position."""
     import matplotlib.pyplot as plt
@@ -231,7 +239,7 @@ def _profiles(results: Results) -> Any:
         max(1, len(columns)), 2, figsize=(9, 2.9 * max(1, len(columns)) + 0.3), sharey=True, squeeze=False,
         layout="constrained", dpi=160,
     )  # fmt: skip
-    triggered = f"{results.experiment.attack.capitalize()} images"
+    triggered = f"{short_attack(results.experiment.attack)} images"
     series = {"clean": ("clean images", "#4c72b0"), "triggered": (triggered, "#c2410c")}
     for line, (column, records) in zip(axes, columns.items(), strict=False):
         layer = records[0].diagnostics["activations"]

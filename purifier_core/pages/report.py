@@ -118,15 +118,17 @@ def decisive(results: Results) -> Results:
     return results
 
 
-def at_smaller_sizes(results: Results, view: Callable[[Results], pd.DataFrame]) -> str:
+def at_smaller_sizes(results: Results, view: Callable[[Results], pd.DataFrame], store: Store | None = None) -> str:
     """In the book, `view` of each smaller profile that has numbers which a larger one hides, as HTML; else empty."""
     if not records_only():
         return ""
     cells = {record.cell for record in results.records}
-    others = [at(size, results) for size in results.sizes[1:]]
+    known, largest = results.experiment.sizes, next(iter(results.sizes), "")
+    smaller = known[known.index(largest) + 1 :] if largest in known else ()
+    others = [at(size, results, store) for size in smaller]
     return "".join(
         f"<p><b>The same at <code>{other.profile}</code>.</b> {other.headline}</p>"
-        f"{styled(view(other), f'{other.experiment.name}-{other.profile}')}"
+        f"{styled(view(other), '-'.join((other.experiment.name, other.experiment.attack, other.profile)))}"
         for other in others
         if not {record.cell for record in other.records} <= cells
     )
