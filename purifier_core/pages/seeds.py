@@ -33,9 +33,10 @@ distribution: that of *n* runs covers the median of all runs with probability 1 
 decided if at least {DECIDES} seeds answer, all in the same way. Else the page says "not decided", and why. One seed is
 "one run": it decides nothing, and is drawn hollow.
 
-**Took.** A backdoor took if the undefended network has an ASR of at least {100 * TAKEN:g} %. Figure 13 and the pages on
-defenses and repairs leave out a seed in which it did not, and name it. Where it took in no seed they show no outcome.
-All other pages show every seed; Figures 10 to 12 decide nothing unless it took in each."""
+**Took.** A backdoor took if the undefended network has an ASR of at least {100 * TAKEN:g} %. A defense is judged in the
+seeds in which it took: the findings above, Figure 13 and the pages on defenses and repairs leave the others out, and
+these pages name them. Where it took in no seed they show no outcome. All other pages show every seed; Figures 10 to 12
+decide nothing unless it took in each."""
 
 BRACKETS = "In brackets: how many seeds decide, and the probability that their range covers the median of all runs."
 """What stands behind an answer, where a page gives several."""
