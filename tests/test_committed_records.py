@@ -69,14 +69,12 @@ def test_mnists_numbers_have_the_planned_seeds():
 def test_every_defense_has_met_every_attack_that_took_three_times():
     """In a row where no backdoor is, nothing can be removed. ABL and the attackers who know a defense: once each."""
     results = look_up(Defenses(profile="small"), STORE, reading=True)
-    seeds = {
-        (row, column.label): (len(results.by_place.get((row, column), [])), row[0] in attacks(PAPER))
-        for row, column in results.experiment.places("small")
-        if took(results.by_place.get((row, Column("none")), []))
-    }
-    assert len(seeds) > 100
-    few = {place: n for place, (n, usual) in seeds.items() if n < (3 if usual and place[1] != "ABL" else 1)}
-    assert few == {}
+    by_place = results.by_place
+    places = [p for p in results.experiment.places("small") if took(by_place.get((p[0], Column("none")), []))]
+    assert len(places) > 100
+    once = {(row, c) for row, c in places if c.defense == "abl" or row[0] not in attacks(PAPER)}
+    seeds = {place: len(by_place.get(place, [])) for place in places}
+    assert {place: n for place, n in seeds.items() if n < (1 if place in once else DECIDES)} == {}
 
 
 def test_every_switch_has_a_seed():

@@ -96,27 +96,27 @@ def test_a_backdoor_that_did_not_take_is_one_line_and_no_row():
 
 
 def test_a_defense_is_judged_in_the_seeds_whose_backdoor_took_and_the_others_are_named():
-    mine = results(
+    four_seeds = results(
         *places(ROW, NONE, 0.98, 1.0, 0.9, 0.95),
         *places(ROW, TUNED, 0.97, 0.05, 0.0, 0.04),
         at(ROW, NONE, 0.98, 0.899, seed=3),
         at(ROW, TUNED, 0.97, 0.8, seed=3),
     )
-    assert defenses.reading(mine) == ["**Finetuning** removes the backdoor in 1 of 1 decided rows."]
-    lines = defenses.table(mine).set_index("defense")
-    assert list(lines.loc["Finetuning", ["ASR", "seeds"]].iloc[0]) == ["3.0 (0.0 to 5.0)", "3"]
+    assert defenses.reading(four_seeds) == ["**Finetuning** removes the backdoor in 1 of 1 decided rows."]
+    table = defenses.table(four_seeds).set_index("defense")
+    assert list(table.loc["Finetuning", ["ASR", "seeds"]].iloc[0]) == ["3.0 (0.0 to 5.0)", "3"]
     left_out = "Left out, since the backdoor did not take: MNIST BadNets (four corners), seed 3 (ASR 89.9 %)."
-    assert mine.headline.endswith(left_out)
-    assert "seeds 0, 1, 2;" in report.provenance(mine)
+    assert four_seeds.headline.endswith(left_out)
+    assert "seeds 0, 1, 2;" in report.provenance(four_seeds)
 
 
 def test_no_seed_is_left_out_of_the_attacks_and_the_tables():
     cells = [Cell(profile="small", seed=seed) for seed in range(4)]
     records = [record(cell, 0.99, 0.1 if cell.seed == 3 else 1.0) for cell in cells]
     for experiment in (Attacks(dataset="mnist"), Table3()):
-        mine = Results(experiment, "small", "as asked", records)
-        assert {len(group) for group in mine.by_place.values()} == {4}
-        assert "Left out" not in mine.headline
+        four_seeds = Results(experiment, "small", "as asked", records)
+        assert {len(group) for group in four_seeds.by_place.values()} == {4}
+        assert "Left out" not in four_seeds.headline
 
 
 def test_the_reading_counts_and_names():

@@ -67,11 +67,11 @@ class Results:
     @property
     def left_out(self) -> str:
         """The seeds whose records are not used, with the ASR of their undefended networks; empty for none."""
-        if not (self.experiment.where_taken and (weak := untaken(self.records))):
-            return ""
-        names = [f"{title(r.cell.dataset)} {ATTACKS[r.cell.attack].label}, seed {r.cell.seed}" for r in weak]
-        rates = [f"{name} (ASR {100 * (r.asr or 0):.1f} %)" for name, r in zip(names, weak, strict=True)]
-        return f"Left out, since the backdoor did not take: {'; '.join(rates)}."
+        texts = []
+        for record in untaken(self.records) if self.experiment.where_taken else []:
+            cell, asr = record.cell, 100 * (record.asr or 0.0)
+            texts.append(f"{title(cell.dataset)} {ATTACKS[cell.attack].label}, seed {cell.seed} (ASR {asr:.1f} %)")
+        return f"Left out, since the backdoor did not take: {'; '.join(texts)}." if texts else ""
 
     @property
     def sizes(self) -> list[str]:

@@ -190,19 +190,20 @@ def provenance(results: Results) -> str:
     def each(values: Iterable[Any]) -> str:
         return ", ".join(dict.fromkeys(str(v) for v in values))
 
-    seeds = each(sorted({r.cell.seed for r in results.used}))
+    records = results.used
+    seeds = each(sorted({r.cell.seed for r in records}))
     missing = len(results.missing)
-    if len({len(records) for records in results.by_place.values()}) > 1:
+    if len(set(map(len, results.by_place.values()))) > 1:
         seeds += ", not all everywhere"
     commits = each(
         (r.provenance.get("commit") or "no commit")[:9] + ("+changes" if r.provenance.get("dirty") else "")
-        for r in results.used
+        for r in records
     )
     gaps = f" Missing: {missing}." if missing else ""
     return (
-        f"Records shown: {len(results.used)}, profile {results.shown}; seeds {seeds}; data: "
-        f"{each(r.data['copy'] for r in results.used)}; device: "
-        f"{each(r.provenance['device'] for r in results.used)}; code: {commits}.{gaps}"
+        f"Records shown: {len(records)}, profile {results.shown}; seeds {seeds}; data: "
+        f"{each(r.data['copy'] for r in records)}; device: "
+        f"{each(r.provenance['device'] for r in records)}; code: {commits}.{gaps}"
     )
 
 

@@ -55,8 +55,7 @@ def _modules(settings: Settings, setting: Setting, init: str) -> str:
 
 def _decided(settings: Settings, setting: Setting) -> str:
     """After which modules, from the backdoored network, the seeds decide that the backdoor is left in, or is not."""
-    every = {g: settings.records(setting, module(g, "full")) for g in GRANULARITIES}
-    answers = {g: decided([(r.asr or 0.0) >= TAKEN for r in records.values()]) for g, records in every.items()}
+    answers = {g: decided(_stays(settings, setting, module(g, "full"))) for g in GRANULARITIES}
     words = {True: "in place after", False: "not in place after"}
     names = {answer: [Column(g).name for g, given in answers.items() if given is answer] for answer in words}
     texts = [f"{words[answer]} {' and '.join(group)}" for answer, group in names.items() if group]
@@ -73,7 +72,8 @@ def _compared(wide: Settings, narrow: Settings, setting: Setting) -> str:
     columns = [c for c in every if wide.records(setting, c) and narrow.records(setting, c)]
     if wide.profile == narrow.profile or not columns:
         return ""
-    apart = [column.label for column in columns if _stays(wide, setting, column) != _stays(narrow, setting, column)]
+    both = {c.label: [set(_stays(settings, setting, c)) for settings in (wide, narrow)] for c in columns}
+    apart = [label for label, (at_wide, at_narrow) in both.items() if at_wide != at_narrow]
     if apart:
         names = ", ".join(apart)
         return (
@@ -82,5 +82,6 @@ def _compared(wide: Settings, narrow: Settings, setting: Setting) -> str:
     return f"Every seed of the narrow network (profile *{narrow.profile}*) leaves the same in place."
 
 
-def _stays(settings: Settings, setting: Setting, column: Column) -> set[bool]:
-    return {(record.asr or 0.0) >= TAKEN for record in settings.records(setting, column).values()}
+def _stays(settings: Settings, setting: Setting, column: Column) -> list[bool]:
+    """Whether the backdoor is left in place, seed by seed."""
+    return [(record.asr or 0.0) >= TAKEN for record in settings.records(setting, column).values()]
