@@ -50,7 +50,7 @@ def places(row, column, acc, *asr) -> list[Record]:
 @pytest.mark.parametrize(
     ("acc", "asr", "word", "costly"),
     [
-        (0.97, 0.10, "removes", False),
+        (0.97, 0.10, "stops", False),
         (0.92, 0.101, "weakens", True),
         (0.93, 0.50, "weakens", False),
         (0.90, 0.501, "leaves", True),
@@ -72,7 +72,7 @@ def test_the_cost_is_paired_by_seed():
     """Seeds that differ in accuracy from the start: the means differ by 4 points, each pair by 6."""
     before = places(ROW, NONE, (0.90, 0.98, 0.99), 1.0)
     after = places(ROW, TUNED, (0.84, 0.92, 0.93), 0.0)
-    assert defenses.outcome(before, after) == ("removes", True)
+    assert defenses.outcome(before, after) == ("stops", True)
     assert defenses.outcome(before[1:], after) == ("not decided: 2 seeds",) * 2, "a seed without a partner"
     line = defenses.table(results(*before[1:], *after)).iloc[1]
     assert line["ACC change"] == "-6.0 (-6.0 to -6.0)"
@@ -89,7 +89,7 @@ def test_a_backdoor_that_did_not_take_is_one_line_and_no_row():
     told, line = defenses.reading(mine)
     assert told.startswith("Did not take")
     assert told.endswith("MNIST, CL: 76.0 (50.0 to 89.0).")
-    assert line == "**Finetuning** removes the backdoor in 0 of 1 decided rows. Leaves it: MNIST BadNets 90."
+    assert line == "**Finetuning** stops the backdoor in 0 of 1 decided rows. Leaves it: MNIST BadNets 90."
     assert "CL" not in set(defenses.table(mine).attack)
     labels = [tick.get_text() for tick in defenses.figure(mine).axes[0].get_yticklabels()]
     assert labels == ["BadNets"]
@@ -102,7 +102,7 @@ def test_a_defense_is_judged_in_the_seeds_whose_backdoor_took_and_the_others_are
         at(ROW, NONE, 0.98, 0.899, seed=3),
         at(ROW, TUNED, 0.97, 0.8, seed=3),
     )
-    assert defenses.reading(four_seeds) == ["**Finetuning** removes the backdoor in 1 of 1 decided rows."]
+    assert defenses.reading(four_seeds) == ["**Finetuning** stops the backdoor in 1 of 1 decided rows."]
     table = defenses.table(four_seeds).set_index("defense")
     assert list(table.loc["Finetuning", ["ASR", "seeds"]].iloc[0]) == ["3.0 (0.0 to 5.0)", "3"]
     left_out = "Left out, since the backdoor did not take: MNIST BadNets (four corners), seed 3 (ASR 89.9 %)."
@@ -131,7 +131,7 @@ def test_the_reading_counts_and_names():
     )
     (line,) = defenses.reading(mine)
     assert line == (
-        "**Bound-Feature** removes the backdoor in 1 of 2 decided rows, 1 of them at the cost of accuracy. "
+        "**Bound-Feature** stops the backdoor in 1 of 2 decided rows, 1 of them at the cost of accuracy. "
         "Weakens it: MNIST Blend 30. Not decided, one run: 1 rows."
     )
     glued = defenses.glued(mine)
@@ -146,7 +146,7 @@ def test_anp_without_a_threshold_is_no_number():
     mine = results(*places(ROW, NONE, 0.98, 1.0), *refused)
     note, line = defenses.reading(mine)
     assert note == "ANP has no admissible threshold, and so no result: MNIST BadNets (3 of 3 seeds)."
-    assert line == "**ANP** removes the backdoor in 0 of 1 decided rows. Has no admissible threshold: MNIST BadNets."
+    assert line == "**ANP** stops the backdoor in 0 of 1 decided rows. Has no admissible threshold: MNIST BadNets."
     table = defenses.table(mine)
     assert set(table[table.defense == "ANP"].iloc[0][["ACC", "ASR", "ACC change"]]) == {"no threshold"}
     shown = [text.get_text() for text in defenses.figure(mine).axes[0].texts]

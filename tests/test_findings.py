@@ -44,12 +44,13 @@ def sentences(store: Store) -> list[str]:
 
 def test_what_the_records_decide_is_said_with_number_seeds_and_place(store):
     text = findings.markdown(store)
-    assert "Purifier leaves BadNets in place on MNIST (VGG-16)." in text
+    assert "Purifier's feature-wise module leaves BadNets in place on MNIST (VGG-16)." in text
     assert "leaves an ASR of 100.0 in every seed; published: 0.28" in text
     assert "0.0 (0.0 to 0.0) and 0.0 (0.0 to 0.0) from fresh weights without crops, the best of 6 readings" in text
     assert "5.0 (5.0 to 5.0) and 0.0 (0.0 to 0.0) with crops, which the release has" in text
     assert "NAD leaves an ASR of 65.0 (5.0 to 100.0)" in text
-    assert text.count("(3 seeds, 75 %.)") == len(sentences(store)) == 4
+    assert text.count("(3 seeds, 75 %.)") + 1 == len(sentences(store)) == 4
+    assert "(seen in 3 seeds; more can only widen a range.)" in text
 
 
 def test_a_seed_whose_backdoor_did_not_take_enters_no_finding(store):
@@ -81,12 +82,12 @@ def test_the_papers_own_networks_come_first_a_line_each(store):
         save(store, "none", 0, 0.99, 1.0, **place, profile="wide")
         save(store, "feature", 0, 0.98, asr, **place, profile="wide")
     save(store, "channel", 0, 0.97, 0.0, profile="wide", init="random")
-    first, *lines, rule = findings.markdown(store).partition("\n\n1. ")[0].splitlines()
+    first, *lines, rule = findings.markdown(store).partition("\n\nThe findings are at ")[0].splitlines()
     assert first.startswith("**With the paper's own networks** (width 1, profile *wide*)")
     assert [line for line in lines if line] == [
         "- BadNets on MNIST (VGG-16), one run: 99.0 / 100.0 without a defense. From the backdoored network: "
         "Feature 98.0 / 98.0. From fresh weights: Channel 97.0 / 0.0. Every seed of the narrow network "
-        "(profile *small*) leaves the same in place.",
+        "(profile *small*) gives the same answers: in place, or not.",
         "- BadNets on CIFAR-10 (ResNet-18), one run: 99.0 / 100.0 without a defense. From the backdoored network: "
         "Feature 98.0 / 20.0. From fresh weights: no record yet.",
     ]
@@ -145,7 +146,7 @@ def test_no_defense_removes_every_backdoor_once_each_has_failed(store):
         save(store, "none", seed, 0.7, 1.0, "cifar10")
         save(store, "bound_feature", seed, 0.7, 0.3, "cifar10")
     assert "No defense here removes every backdoor." in sentences(store)
-    most = "Bound-Feature removes most, 1 of 2 that the seeds decide. It does not remove BadNets on CIFAR-10"
+    most = "Bound-Feature removes most: 1 of the 2 that the seeds decide. It does not remove BadNets on CIFAR-10"
     assert most in findings.markdown(store)
     assert "not removed by NAD: MNIST (BadNets); " in findings.markdown(store)
     assert len(sentences(store)) <= 5

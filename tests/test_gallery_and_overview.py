@@ -34,7 +34,7 @@ def test_the_gallery_shows_what_is_there(tmp_path):
     assert list(table.loc[("MNIST", "ASR")]) == ["100.00 (one run)", "missing", "missing", "missing", "0.30 (one run)"]
     assert gallery.reading(results) == [
         "MNIST (profile small): an ASR of 90 % or more in every seed for BadNets (four corners). "
-        "Did not take: CL (ASR 0.3 (one run))."
+        "In no seed: CL (ASR 0.3 (one run))."
     ]
     shown = [axis for axis in gallery.figure(results).axes if axis.images]
     assert len(shown) == 3  # clean, stamped, and the change

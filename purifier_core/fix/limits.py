@@ -34,9 +34,9 @@ def limits(options: Options, comparison: Comparison) -> list[str]:
         ]
     else:
         lines.append(
-            "Training starts from the given weights, backdoor included. In this project's measurements that left "
-            "BadNets in place with granularity channel and feature, and cost much accuracy with cube; bounds of "
-            "granularity feature removed it, or nearly."
+            "Training starts from the given weights, backdoor included. In this project's measurements that mostly "
+            "left BadNets in place with granularity channel and feature, and cost much accuracy with cube. Bounds of "
+            "granularity feature left less of it."
         )
     if comparison.labels is None:
         lines.append("Without labels nothing told whether the pixels were normalised as the model wants them.")

@@ -1,6 +1,7 @@
 """Every defense against every attack on every dataset: where each one fails, ours included."""
 
 from collections import Counter
+from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
@@ -41,10 +42,11 @@ AIMED = {
 
 RULES = (
     f"A backdoor *took* if the undefended network has an ASR of {100 * TAKEN:g} % or more. A seed in which it did not "
-    "is left out, and named; so is a row in which it took in no seed. A defense *removes* it at an ASR of "
+    "is left out, and named; so is a row in which it took in no seed. A defense *stops* it at an ASR of "
     f"{REMOVED:g} % or less, *weakens* it at {WEAKENED:g} % or less, and else *leaves* it. It *costs accuracy* if ACC "
-    f"falls by more than {COST:g} points, each seed against the same seed without a defense. An outcome that at least "
-    f"{DECIDES} seeds agree on is decided; any other is told, and not counted."
+    f"falls by more than {COST:g} points, each seed against the same seed without a defense. It *removes* a backdoor "
+    f"if it stops it and costs no accuracy. An outcome that at least {DECIDES} seeds agree on is decided; any other is "
+    "told, and not counted."
 )
 
 
@@ -89,7 +91,7 @@ def _only_taken(results: Results) -> Results:
 
 
 def outcome(before: list[Record], after: list[Record]) -> tuple[str, bool | str]:
-    """By the rules: whether the backdoor was removed, and whether that cost accuracy; or "not decided: ...".
+    """By the rules: whether the backdoor was stopped, and whether that cost accuracy; or "not decided: ...".
 
     Only the seeds that are in both lists enter.
     """
@@ -104,7 +106,18 @@ def _word(record: Record) -> str:
     if without_threshold(record):
         return UNBOUNDED
     asr = 100 * (record.asr or 0.0)
-    return "removes" if asr <= REMOVED else "weakens" if asr <= WEAKENED else "leaves"
+    return "stops" if asr <= REMOVED else "weakens" if asr <= WEAKENED else "leaves"
+
+
+def removals(before: Iterable[Record], after: Iterable[Record]) -> dict[int, bool]:
+    """By seed with an undefended partner: whether a defense removes the backdoor, which is to stop it at no cost."""
+    partners = {record.cell.seed: record for record in before}
+    return {
+        record.cell.seed: 100 * (record.asr or 0.0) <= REMOVED
+        and 100 * ((partners[record.cell.seed].acc or 0.0) - (record.acc or 0.0)) <= COST
+        for record in after
+        if record.cell.seed in partners
+    }
 
 
 def outcomes(results: Results, column: Column) -> dict[Any, tuple[str, bool | str]]:
@@ -116,7 +129,7 @@ def outcomes(results: Results, column: Column) -> dict[Any, tuple[str, bool | st
 
 
 def reading(results: Results) -> list[str]:
-    """`notes`, then for each defense where it removes the backdoor, where it leaves it, and at what cost, by rule."""
+    """`notes`, then for each defense where it stops the backdoor, where it leaves it, and at what cost, by rule."""
     by_place = results.by_place
     lines = notes(results)
     for column in results.experiment.columns()[1:]:
@@ -124,13 +137,12 @@ def reading(results: Results) -> list[str]:
         if not verdicts:
             continue
         sure = [row for row, (word, _) in verdicts.items() if not word.startswith("not decided")]
-        removed = [row for row in sure if verdicts[row][0] == "removes"]
-        dear = sum(verdicts[row][1] is True for row in removed)
+        costs = [verdicts[row][1] for row in sure if verdicts[row][0] == "stops"]
+        dear, unclear = costs.count(True), len(costs) - costs.count(True) - costs.count(False)
         line = f"**{column.label}**"
-        line += (
-            f" removes the backdoor in {len(removed)} of {len(sure)} decided rows" if sure else ": no row is decided"
-        )
+        line += f" stops the backdoor in {len(costs)} of {len(sure)} decided rows" if sure else ": no row is decided"
         line += f", {dear} of them at the cost of accuracy" if dear else ""
+        line += f"; the seeds do not agree on the cost in {unclear}" if unclear else ""
         for word, opening in _OPENINGS.items():
             rows = {row: results_of(by_place[row, column]) for row in verdicts if verdicts[row][0] == word}
             line += f". {opening}: {_by_dataset(rows)}" if rows else ""
@@ -241,12 +253,12 @@ def figure(results: Results) -> Any:
 
 
 def glued(results: Results) -> dict[str, Any]:
-    """Numbers for other pages: in how many rows each defense removes a backdoor that took, at no cost."""
+    """Numbers for other pages: in how many rows each defense removes a backdoor that took, and how many are decided."""
     counts: dict[str, Any] = {"defenses_rows": len(taken(results)), "defenses_profile": results.shown}
     for column in results.experiment.columns()[1:]:
-        verdicts = outcomes(results, column).values()
-        counts[f"defenses_{column.defense}_removes"] = sum(
-            word == "removes" and dear is False for word, dear in verdicts
-        )
-        counts[f"defenses_{column.defense}_decided"] = sum(not word.startswith("not decided") for word, _ in verdicts)
+        undefended = ((row, results.by_place[row, NONE]) for row in taken(results))
+        answers = [removals(before, results.by_place.get((row, column), [])) for row, before in undefended]
+        sure = [answer for answer in (decided([*by_seed.values()]) for by_seed in answers) if isinstance(answer, bool)]
+        counts[f"defenses_{column.defense}_removes"] = sum(sure)
+        counts[f"defenses_{column.defense}_decided"] = len(sure)
     return counts

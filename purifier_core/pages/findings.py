@@ -5,16 +5,17 @@ A finding is shown only if the seeds decide it, by the landing page's rule. If n
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 
 from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.methods import COLUMNS, METHODS, ours
 from purifier_core.lab.records import Record, Store, published
-from purifier_core.pages.defenses import COST, REMOVED
+from purifier_core.pages.defenses import COST, REMOVED, removals
 from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.settings import MAIN, SIZE, BySeed, Setting, Settings, attack_name, grouped, name, place_name
 from purifier_core.pages.statistics import DECIDES, TAKEN, Estimate, estimate, measured
-from purifier_core.pages.width import in_words
+from purifier_core.pages.width import STARTS, in_words
 from purifier_core.recipes import GRANULARITIES, INITS
 
 NEAR = 2.0
@@ -23,8 +24,6 @@ AGREES = 0.95
 """A network counts as repeating its first head from this agreement up. The threshold is ours."""
 APART = 50.0
 """Two seeds of a defense have different outcomes if their ASR differs by this many points. Also ours."""
-
-_STARTS = ("full", "random")
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Finding:
     number: str
     decision: Decision
     places: tuple[Place, ...] = ()
+    basis: str = ""  # what it rests on, if not the median over seeds
 
     def where(self, answer: bool | None) -> str:
         """The places with this answer, in words, group by group."""
@@ -60,7 +60,7 @@ class Finding:
         lines = [f"- *{head}*: {words}." for head, words in parts if words]
         folded = ["<details><summary>Where it holds, and where not</summary>", "", *lines, "", "</details>"]
         text = "\n".join(f"   {line}" if line else "" for line in folded) if lines else ""
-        return f"1. **{self.says}** {self.number} ({self.decision.basis}.)\n\n{text}\n"
+        return f"1. **{self.says}** {self.number} ({self.basis or self.decision.basis}.)\n\n{text}\n"
 
 
 def _listed(places: Iterable[Place]) -> str:
@@ -100,7 +100,7 @@ def _published(method: str) -> tuple[float, float]:
 
 
 def keeps_the_backdoor(settings: Settings) -> Finding | None:
-    """Purifier as described leaves the backdoor in: where, and where not."""
+    """Purifier's feature-wise module as described leaves the backdoor in: where, where not, and the other modules."""
 
     def stays(records: BySeed) -> Decision:
         return decide({seed: (record.asr or 0.0) >= TAKEN for seed, record in records.items()})
@@ -111,18 +111,17 @@ def keeps_the_backdoor(settings: Settings) -> Finding | None:
     if not stays(main).answer:
         return None
     places = [Place(place_name(s), attack_name(s), stays(r), _asr(r)) for s, r in by_setting.items() if r]
-    others = {g: settings.records(MAIN, module(g, "full")) for g in ("channel", "cube")}
-    places += [
-        Place(f"{place_name(MAIN)}, BadNets, the other modules", METHODS[g].label, stays(r), _asr(r))
-        for g, r in others.items()
-        if r
-    ]
     badnets = {s: stays(r).answer for s, r in by_setting.items() if s[2] == MAIN[2]}
+    places += [
+        Place(f"{place_name(s)}, BadNets, the other modules", METHODS[g].label, stays(r), _asr(r))
+        for s, g in product(badnets, ("channel", "cube"))
+        if (r := settings.records(s, module(g, "full")))
+    ]
     kept, lowered = ([place_name(s) for s, answer in badnets.items() if answer is a] for a in (True, False))
     but = f"; on {_and(lowered)} it lowers the ASR" if lowered else ""
     return Finding(
-        f"Started from the backdoored network, as the paper describes, Purifier leaves BadNets in place on {_and(kept)}"
-        f"{but}.",
+        "Started from the backdoored network, as the paper describes, Purifier's feature-wise module leaves BadNets in "
+        f"place on {_and(kept)}{but}.",
         f"{place_name(MAIN)}, {SIZE:,} clean images: the feature-wise module leaves an ASR of {_text(_asr(main))}; "
         f"published: {_published('Feature')[1]:.2f}. In place means at least {100 * TAKEN:g}.",
         stays(main),
@@ -198,13 +197,13 @@ def repeats_its_head(settings: Settings) -> Finding | None:
     def head(records: BySeed) -> str:
         return _text(estimate({s: r.diagnostics["triggered"]["heads"][0] for s, r in records.items()}))
 
-    full, random = (settings.records(MAIN, module("feature", init)) for init in _STARTS)
+    full, random = (settings.records(MAIN, module("feature", init)) for init in STARTS)
     answers = [repeats(full), repeats(random)]
     if not all(decision.answer for decision in answers):
         return None
     places = []
     for setting in (setting for setting in settings.taken() if setting[2] == MAIN[2]):
-        columns = [module(g, init) for g in GRANULARITIES for init in _STARTS]
+        columns = [module(g, init) for g in GRANULARITIES for init in STARTS]
         by_label = {c.label: records for c in columns if (records := settings.records(setting, c))}
         decisions = {label: repeats(records) for label, records in by_label.items()}
         others = [label for label, decision in decisions.items() if not decision.answer]
@@ -241,15 +240,14 @@ def seeds_differ(settings: Settings) -> Finding | None:
         f"holds for a defense if two of its seeds lie {APART:g} points or more apart.",
         Decision(True, wide[widest].n),
         tuple(places),
+        f"seen in {wide[widest].n} seeds; more can only widen a range",
     )
 
 
 def removes(settings: Settings, setting: Setting, column: Column) -> Decision:
     """Whether a defense removes a backdoor without loss of accuracy, in every seed with an undefended partner."""
     before, after = settings.records(setting, Column("none")), settings.records(setting, column)
-    seeds = before.keys() & after.keys()
-    lost = {seed: 100 * ((before[seed].acc or 0.0) - (after[seed].acc or 0.0)) for seed in seeds}
-    return decide({seed: 100 * (after[seed].asr or 0.0) <= REMOVED and lost[seed] <= COST for seed in seeds})
+    return decide(removals(before.values(), after.values()))
 
 
 def none_removes_all(settings: Settings) -> Finding | None:
@@ -271,7 +269,7 @@ def none_removes_all(settings: Settings) -> Finding | None:
     return Finding(
         "No defense here removes every backdoor.",
         f"To remove means: an ASR of at most {REMOVED:g}, and an ACC at most {COST:g} points lower. "
-        f"{best.name} removes most, {len(removed[best])} of {len(removed[best]) + len(left[best])} that "
+        f"{best.name} removes most: {len(removed[best])} of the {len(removed[best]) + len(left[best])} that "
         f"the seeds decide. It does not remove {_and(name(row) for row in left[best])}.",
         Decision(True, min(every[c][rows[0]].n for c, rows in left.items())),
         tuple(places),
@@ -293,8 +291,10 @@ def findings(store: Store | None = None) -> list[Finding]:
 
 def markdown(store: Store | None = None) -> str:
     """The findings as a numbered list, and the profile of their records."""
-    profile = Settings(store).profile
-    items = [finding.markdown() for finding in findings(store)] or ["Nothing is decided yet."]
-    note = "ACC and ASR are in percent: the mean over seeds, and in brackets the lowest to the highest."
-    parts = [in_words(store), "\n".join(items), f"The numbered findings are at profile *{profile}*. {note}"]
+    items = [finding.markdown() for finding in findings(store)]
+    note = (
+        f"The findings are at profile *{Settings(store).profile}*. ACC and ASR are in percent: the mean over seeds, and "
+        "in brackets the lowest to the highest."
+    )
+    parts = [in_words(store), *([note, "\n".join(items)] if items else ["Nothing is decided yet."])]
     return "\n\n".join(part for part in parts if part)

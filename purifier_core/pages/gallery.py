@@ -40,11 +40,19 @@ def reading(results: Results) -> list[str]:
     for dataset in dict.fromkeys(dataset for _, dataset in results.experiment.rows(results.profile)):
         undefended = {attack: records for (attack, name), records in by_attack(results).items() if name == dataset}
         strong = [ATTACKS[attack].label for attack, records in undefended.items() if took(records)]
-        weak = [f"{ATTACKS[a].label} (ASR {measured(m, 'asr').text()})" for a, m in undefended.items() if not took(m)]
+        others = {attack: records for attack, records in undefended.items() if not took(records)}
+        some = [_asr(a, r) for a, r in others.items() if any(took([record]) for record in r)]
+        none = [_asr(a, r) for a, r in others.items() if not any(took([record]) for record in r)]
         if undefended:
             line = f"{title(dataset)} (profile {results.shown}): an ASR of {100 * TAKEN:g} % or more in every seed for "
-            lines.append(f"{line}{', '.join(strong) or 'none'}. Did not take: {', '.join(weak) or 'none'}.")
+            parts = [f"{line}{', '.join(strong) or 'none'}", some and f"In some seeds: {', '.join(some)}"]
+            parts += [none and f"In no seed: {', '.join(none)}"]
+            lines.append(". ".join(part for part in parts if part) + ".")
     return lines or [f"No record at profile {results.shown} is there yet."]
+
+
+def _asr(attack: str, records: list[Record]) -> str:
+    return f"{ATTACKS[attack].label} (ASR {measured(records, 'asr').text()})"
 
 
 def figure(results: Results) -> Any:

@@ -21,11 +21,13 @@ def _covers(n: int) -> str:
 
 
 STATISTICS = f"""\
-**Seeds.** One seed fixes the poisoned images, the clean images and the training. A number over seeds is their mean; in
+**Seeds.** One seed fixes the poisoned images, the clean images and the training. Another machine rounds otherwise, and
+trains another network from the same seed. A number over seeds is their mean; in
 brackets stand the lowest and the highest. This range is no interval from the normal distribution. ASR over seeds often
 has two humps, since a backdoor stays or goes, and such an interval would leave 0 to 100. The range holds for every
 distribution: that of *n* runs covers the median of all runs with probability 1 - 2^(1 - *n*). This is
-{_covers(DECIDES)} for {DECIDES} seeds, {_covers(5)} for 5 and {_covers(10)} for 10. It is printed beside every verdict.
+{_covers(DECIDES)} for {DECIDES} seeds, {_covers(5)} for 5 and {_covers(10)} for 10. It is printed beside every
+verdict. Of many verdicts some have their median outside.
 
 **Differences** are taken seed by seed. A seed without a partner does not enter.
 
@@ -35,8 +37,8 @@ decided if at least {DECIDES} seeds answer, all in the same way. Else the page s
 
 **Took.** A backdoor took if the undefended network has an ASR of at least {100 * TAKEN:g} %. A defense is judged in the
 seeds in which it took: the findings above, Figure 13 and the pages on defenses and repairs leave the others out, and
-these pages name them. Where it took in no seed they show no outcome. All other pages show every seed; Figures 10 to 12
-decide nothing unless it took in each."""
+these pages name them. A seed whose undefended network has no record is kept. Where it took in no seed nothing is
+judged. All other pages show every seed; Figures 10 to 12 decide nothing unless it took in each."""
 
 BRACKETS = "In brackets: how many seeds decide, and the probability that their range covers the median of all runs."
 """What stands behind an answer, where a page gives several."""

@@ -79,7 +79,7 @@ def _compared(wide: Settings, narrow: Settings, setting: Setting) -> str:
         return (
             f"The narrow network (profile *{narrow.profile}*) differs in this, or not all of its seeds agree: {names}."
         )
-    return f"Every seed of the narrow network (profile *{narrow.profile}*) leaves the same in place."
+    return f"Every seed of the narrow network (profile *{narrow.profile}*) gives the same answers: in place, or not."
 
 
 def _stays(settings: Settings, setting: Setting, column: Column) -> list[bool]:
