@@ -83,7 +83,7 @@ def test_costs_are_means_over_seeds_at_3000_images(tmp_path):
         cell = Cell("mnist", "vgg16", "badnets", 0.1, "finetuning", size, seed, "small")
         effort = {"seconds": 10.0, "training_seconds": 4.0, "epochs": 10.0, "images": (1 + seed) * size}
         store.save(record(cell, 0.9, 0.1, effort=effort))
-    line = costs.methods(store).loc["Finetuning"]
+    line = costs.methods(store).loc["small", "Finetuning"]
     assert line[["epochs", "images trained on", "seconds, training", "seconds, all", "seeds"]].tolist() == [
         "10.0",
         "4,500",
@@ -94,4 +94,7 @@ def test_costs_are_means_over_seeds_at_3000_images(tmp_path):
     growth = costs.growth(store)
     assert growth.loc["Finetuning"].tolist() == ["4,500", "6,750", "9,000"]
     assert len(growth) == len(Table3().columns()) - 1
-    assert any("One seed of the supplement at small" in line for line in costs.whole(store))
+    assert any(
+        line.startswith("One seed of the supplement at small: the 3 of its ") and "0.0 million images" in line
+        for line in costs.whole(store)
+    )

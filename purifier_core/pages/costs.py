@@ -4,7 +4,7 @@ Seconds belong to the machine that they were taken on. Images and floating-point
 """
 
 import json
-from collections.abc import Iterable
+import math
 from statistics import fmean, median
 from typing import Any
 
@@ -13,9 +13,9 @@ import pandas as pd
 from purifier_core.files import ROOT
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments import EXPERIMENTS
+from purifier_core.lab.experiments.comparison import Defenses
 from purifier_core.lab.experiments.grids import Column
-from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3, Table4
-from purifier_core.lab.methods import METHODS
+from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import look_up
@@ -90,15 +90,22 @@ def operations(cell: Cell, images: float) -> float:
 
 
 def methods(store: Store | None = None) -> pd.DataFrame:
-    """What each method trains on and takes with 3,000 clean images (ABL: Table 4), means over seeds, as text."""
-    lines = {}
-    for experiment, defense in ((Table3(methods="all"), None), (Table4(methods="none,abl"), "abl")):
-        for (_, column), records in look_up(experiment, store, reading=True).by_place.items():
-            row = records[0].cell.clean_size in (0, 3000)
-            if row and column.label not in lines and defense in (None, column.defense):
-                lines[column.label] = _cost(records)
+    """What each method trains on and takes against BadNets at 10 % with 3,000 clean images: means over seeds, as text,
+    by profile, the largest first."""
+    lines: dict[Any, dict[str, str]] = {}
+    in_table = {column.defense for column in Table3().columns()}
+    for profile in Table3.sizes:
+        for experiment in (Table3(methods="all", profile=profile), Defenses(profile=profile)):
+            for (_, column), records in look_up(experiment, store, reading=True).by_place.items():
+                cell = records[0].cell
+                row = (cell.dataset, cell.attack) == ("mnist", "badnets") and cell.clean_size in (0, 3000)
+                if row and (isinstance(experiment, Table3) or column.defense not in in_table):
+                    label = "the backdoored network" if column == Column("none") else column.label
+                    lines[profile, label] = _cost(records)
     frame = pd.DataFrame.from_dict(lines, orient="index")
-    return frame.rename(index={METHODS["none"].label: "the backdoored network"})
+    if lines:
+        frame.index = pd.MultiIndex.from_tuples(list(lines), names=["profile", "method"])
+    return frame
 
 
 def _cost(records: list[Record]) -> dict[str, str]:
@@ -114,8 +121,8 @@ def _cost(records: list[Record]) -> dict[str, str]:
 
 
 def growth(store: Store | None = None) -> pd.DataFrame:
-    """Images trained on at each clean size of Table 3, by method, as text."""
-    results = look_up(Table3(clean_size="all"), store, reading=True)
+    """Images trained on at each clean size of Table 3 at profile small, by method, as text."""
+    results = look_up(Table3(clean_size="all", profile="small"), store, reading=True)
     sizes = sorted(results.experiment.rows(results.profile))
     by_place = results.by_place
     lines = {}
@@ -142,15 +149,17 @@ def whole(store: Store | None = None) -> list[str]:
     return lines or ["No record is there yet."]
 
 
-def _sum(what: str, records: Iterable[Record], of: int) -> str:
-    records = list(records)
+def _sum(what: str, records: list[Record], of: int) -> str:
+    """The cost of what is recorded of a whole, and how much of it that is."""
     images = sum(r.effort["images"] for r in records)
-    work = sum(operations(r.cell, r.effort["images"]) for r in records)
-    gaps = f" ({of - len(records)} of them missing)" if of > len(records) else ""
+    work = [operations(r.cell, r.effort["images"]) for r in records]
+    counted = [number for number in work if not math.isnan(number)]
+    unknown = f" (not counted in {len(work) - len(counted)} of them)" if len(counted) < len(work) else ""
     hours = sum(map(seconds, records)) / 3600
     peak = max((r.provenance.get("peak_mib", 0) for r in records), default=0)
     memory = f", which holds at most {peak / 1024:.1f} GiB" if peak else ""
+    done = f"its {of} cells" if len(records) == of else f"the {len(records)} of its {of} cells that are recorded"
     return (
-        f"{what}: {of} cells{gaps}, {images / 1e6:.1f} million images trained on, {work:,.0f} × 10^12 floating-point "
-        f"operations, {hours:.1f} hours of one process{memory}."
+        f"{what}: {done} took {images / 1e6:.1f} million images to train on, {sum(counted):,.0f} × 10^12 "
+        f"floating-point operations{unknown}, and {hours:.1f} hours of one process{memory}."
     )

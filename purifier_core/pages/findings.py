@@ -293,8 +293,8 @@ def markdown(store: Store | None = None) -> str:
     """The findings as a numbered list, and the profile of their records."""
     items = [finding.markdown() for finding in findings(store)]
     note = (
-        f"The findings are at profile *{Settings(store).profile}*. ACC and ASR are in percent: the mean over seeds, and "
-        "in brackets the lowest to the highest."
+        f"The findings are at profile *{Settings(store).profile}*. ACC and ASR are in percent: the mean over seeds, "
+        "and in brackets the lowest to the highest."
     )
     parts = [in_words(store), *([note, "\n".join(items)] if items else ["Nothing is decided yet."])]
     return "\n\n".join(part for part in parts if part)
