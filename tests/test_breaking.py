@@ -122,6 +122,11 @@ def test_the_page_names_what_passes_first(tmp_path):
     assert "finetuning, 30 poisoned (30.0 %, a clean network 10.0 %)" in hiding
     assert "suspected a backdoor in 0 of 2" in hiding
     assert rest == "In 8 other cases an attack gains at most 10 points over a clean network."
+    for seed in range(2):
+        store.save(attacked(Cell("cifar10", "vgg16", "adaptive_scan", 0.1, "none", 0, seed, "small"), 0.003, 0.0))
+    assert breaking.passes(look_up(grid, store))[0] == (
+        "**CIFAR-10, BadNets, knows the scan** has no result: the backdoor itself did not take (ASR 0.3 %, 2 seeds)."
+    )
     table = breaking.table(results)
     assert set(table.index.get_level_values(0)) == {"MNIST, BadNets (four corners)", "MNIST, BadNets, knows the scan"}
     line = table.loc[("MNIST, BadNets (four corners)", "8/255 alone")]

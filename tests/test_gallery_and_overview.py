@@ -125,7 +125,7 @@ def test_progress_and_cost_count_every_cell_once(store):
     assert progress.loc[("figure13", "small"), "seconds"] == 3600
     told = overview.one_seed("small", store)
     cells, hours, missing = re.search(
-        r"is (\d+) cells; .* took ([\d.]+) hours of one process, and (\d+) are missing", told
+        r"is (\d+) cells. .* took ([\d.]+) hours of one process. The (\d+) others have no record of seed 0", told
     ).groups()
     assert (int(missing), hours) == (int(cells) - 1, "1.0")
     assert list(overview.origins(store).records) == ["1"] * 5

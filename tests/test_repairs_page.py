@@ -99,7 +99,8 @@ def test_the_table_tells_what_is_left_and_the_reading_what_was_found(tmp_path):
     assert table.loc[("MNIST, clean network", "ACC"), "NPD"] == "–", "not asked for beside one attack"
     assert table.loc[(place, "scan")].to_dict() == dict.fromkeys(table, "–") | {"Scan-repair": "named 2 of 2"}
     lines = repairs.reading(results)
-    assert lines[0].startswith("**As a clean network is: 1 of 1 rows** (100 %, bar 80 %).")
+    bar = "**As a clean network is: 1 of 1 rows** (100 %; the bar of 80 % is met), of 2 seeds each."
+    assert lines[0].startswith(bar)
     assert lines[1].startswith("MNIST, Blend, 2 seeds: seed 0 backdoor suspected, class 5 (pixel, score 7.2, p 0.001)")
     assert repairs.figure(results).axes[0].get_yticklabels()[0].get_text() == "MNIST, Blend"
 
@@ -135,17 +136,19 @@ def test_each_row_that_misses_the_bar_is_named_first(tmp_path):
     results = filled(tmp_path, Repairs(profile="small", attack="all", dataset="mnist", seeds="0-2"), fill)
     *misses, missed, alarms, bar = repairs.passes(results)
     assert misses == [
-        "**MNIST, Trojan** passes: ACC 3.0 points lower.",
+        "**MNIST, Trojan** passes: ACC 3.0 points lower, seed by seed.",
         "**MNIST, SIG** passes: ASR 4.0 points above a clean network's.",
     ]
-    assert missed == "The scan did not name the backdoor in MNIST, BadNets (four corners) (1 of 3)."
-    assert alarms == "The scan suspected 0 of 3 clean networks of this grid."
+    assert missed == "The scan did not find the backdoor in MNIST, BadNets (four corners) (1 of 3)."
+    assert alarms == "The scan suspected 0 of 3 clean networks of this grid (0 to 71 % with 95 % confidence)."
     took = len(ATTACKS) - 1
-    assert bar.startswith(f"**As a clean network is: {took - 2} of {took} rows** ({100 * (took - 2) / took:.0f} %, bar")
+    assert bar.startswith(f"**As a clean network is: {took - 2} of {took} rows** ({100 * (took - 2) / took:.0f} %; the")
     assert f"in {3 * took - 1} of {3 * took} networks" in bar
     scans = repairs.table(results).xs("scan", level="%")["Scan-repair"]
     assert scans["MNIST, BadNets (four corners)"] == "named 2 of 3"
     assert scans["MNIST, clean network"] == "suspected 0 of 3"
+    assert scans["MNIST, BadNets, all-to-all"] == "suspected 3 of 3"
+    assert scans["MNIST, WaNet (did not take)"] == "named 3 of 3"
     clean, backdoored = detection.networks(results)
     assert (len(clean), len(backdoored)) == (3, 3 * took)
     curves = detection.curves(results)

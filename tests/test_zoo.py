@@ -151,7 +151,7 @@ def outcome(scan: str, target: int, **rates: tuple[float, float]) -> dict:
     shares = {name: {"before": {"share": before}, "after": {"share": after}} for name, (before, after) in rates.items()}
     best = {"family": "patch", "target": target, "p": 0.01}
     told = {"scan": scan, "candidates": [best, best | {"family": "lines", "target": 9, "p": 0.4}], "rates": shares}
-    told |= {"images": {"method": 150, "held_out": 50}}
+    told |= {"images": {"method": 150, "held_out": 50, "triggered": 70}}
     return told | {"target": {"index": 5} if "ASR" in rates else None, "status": 1, "cpu_seconds": 61.2}
 
 
@@ -160,13 +160,14 @@ def test_the_page_counts_what_fails_by_name():
     every = {
         "good": outcome(suspected, 5, ACC=(0.99, 0.98), ASR=(1.0, 0.01), RA=(0.0, 0.97)),
         "stays": outcome(suspected, 5, ACC=(0.99, 0.98), ASR=(1.0, 0.6)),
-        "missed": outcome(nothing, 5, ACC=(0.99, 0.98), ASR=(0.9, 0.05)),
+        "missed": outcome(nothing, 5, ACC=(0.99, 0.93), ASR=(0.9, 0.05)),
         "other class": outcome(suspected, 3, ACC=(0.99, 0.98), ASR=(0.9, 0.05)),
         "weak": outcome(nothing, 5, ACC=(0.99, 0.98), ASR=(0.1, 0.0)),
         "clean": outcome(nothing, 5, ACC=(0.99, 0.98)),
         "alarm": outcome(suspected, 5, ACC=(0.99, 0.98)),
     }
-    found, gone, clean, weak, missing = pages.reading(every)
+    sizes, found, gone, clean, weak, missing = pages.reading(every)
+    assert sizes == "ACC is of 50 clean images that were held out, ASR and RA of 70 triggered ones."
     assert found == (
         "Of 4 networks with a backdoor that took, the scan names the attacker's class in 2 (not missed, other class)."
     )
@@ -178,8 +179,8 @@ def test_the_page_counts_what_fails_by_name():
         "In a network that you distrust although the scan suspects nothing, `--anyway` unlearns what stands out most."
     )
     assert pages.advice(every).endswith(
-        "with 200 clean images it leaves an ASR of at most 10 % in 3 of the 4 networks of the zoo whose backdoor took; "
-        f"stays passes it. {further}"
+        "With 150 clean images, and 50 held out, it leaves an ASR of at most 10 % in 3 of the 4 networks of the zoo "
+        f"whose backdoor took; in 1 of these ACC falls by more than 5 points; stays passes it. {further}"
     )
     assert pages.advice({"good": every["good"]}).endswith(
         f"1 of the 1 networks of the zoo whose backdoor took; none passes it. {further}"

@@ -103,7 +103,8 @@ class ResNet18(nn.Module):
 
     A 3x3 stem of stride 1 without pooling, four stages of two blocks (strides 1, 2, 2, 2), global average, one
     linear layer. Convolutions start from Kaiming's normal distribution, fan-out mode. At width 1 there are
-    11,173,962 parameters for 10 classes. The sites are those of `VGG16`; stage 4 works on 4x4 maps.
+    11,173,962 parameters for 10 classes. The sites are named as in `VGG16`. Purifier's units all wrap the blocks of
+    stage 4, as in the release; it works on 4x4 maps.
     """
 
     purifier_sites: ClassVar = dict.fromkeys(("channel", "cube", "feature"), ("stage4.0", "stage4.1"))

@@ -36,7 +36,7 @@ def number(cell: Cell) -> Cell:
 class Results:
     """The records of an experiment, and its missing and failed cells.
 
-    `profile` is the one that was asked for, or the largest with records; `reason` says which. All records of one number
+    `profile` is the one that was asked for, or the largest that will do; `reason` says which. All records of one number
     have one profile. All records of one dataset have one copy of it.
     """
 
@@ -180,7 +180,8 @@ def _read(experiment: Experiment, store: Store) -> Results:
             missing.append(place)
     used = [size for size in sizes if any(record.cell.profile == size for record in records)]
     profile = used[0] if used else sizes[-1]
-    reason = "as asked" if request != "auto" else "the reference" if profile == "paper" else "the largest with records"
+    largest = "the largest with enough seeds" if experiment.seeds_first else "the largest with records"
+    reason = "as asked" if request != "auto" else "the reference" if profile == "paper" else largest
     seeds = sorted({record.cell.seed for record in records}) or experiment.seeds
     gaps = [replace(place, profile=profile, seed=seeds[0]) for place in missing]
     return Results(replace(grid, seeds=seeds), profile, reason if used else "no records yet", records, gaps)

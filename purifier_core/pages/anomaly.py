@@ -119,6 +119,11 @@ def suppressed(results: Results, init: str) -> Decision:
     return in_vain(results) or decide({seed: 2 * after[seed] <= before[seed] for seed in seeds})
 
 
+def yes_of(init: str) -> str:
+    """What it means that the anomaly is suppressed: a network from fresh weights never saw the trigger."""
+    return "nothing to suppress, since it never saw the trigger" if init == "random" else "yes"
+
+
 def maps_by_seed(results: Results) -> dict[int, dict[str, float]]:
     """Figure 11: the numbers of the two maps of the undefended network, by seed."""
     layers = {r.cell.seed: r.diagnostics["activations"] for r in by_column(results).get(Column("none"), [])}
@@ -205,7 +210,7 @@ def reading(results: Results) -> list[str]:
         return [*lines, f"The anomaly is seen ({threshold}): {seen(results).text('yes', 'no')}."]
     inits = [dict(column.switches)["init"] for column in columns if column.switches]
     return lines + [
-        f"The module suppresses the anomaly, init={init}: {suppressed(results, init).text('yes', 'no')}."
+        f"The module suppresses the anomaly, init={init}: {suppressed(results, init).text(yes_of(init), 'no')}."
         for init in inits
     ]
 

@@ -73,7 +73,8 @@ def passes(results: Results) -> list[str]:
     rows = tried(results)
     if not rows:
         return [f"No record of this page at profile {results.shown} is there yet."]
-    lines, failures = [], 0
+    lines, failures = [_hidden(row, results) for row in results.experiment.rows(results.profile)], 0
+    lines = [line for line in lines if line]
     for row in rows:
         repaired, clean = (results.by_place.get((row, column), []) for column in (REPAIRED, CLEAN))
         gains = []
@@ -85,6 +86,16 @@ def passes(results: Results) -> list[str]:
         outcome = f"Passes: {'; '.join(gains)}." if gains else "Nothing passes."
         lines.append(f"**{row_label(row)}** ({runs(len(repaired))}). {outcome} {_scanned(repaired)}")
     return [*lines, f"In {failures} other cases an attack gains at most {ABOVE:g} points over a clean network."]
+
+
+def _hidden(row: Any, results: Results) -> str:
+    """That an attacker who knows the scan has no backdoor here; empty where one took, where none was tried, and for
+    another attack."""
+    before = results.by_place.get((row, NONE), [])
+    if row[0] != "adaptive_scan" or not before or took(before):
+        return ""
+    asr = number(measured(before, "asr").mean)
+    return f"**{row_label(row)}** has no result: the backdoor itself did not take (ASR {asr} %, {runs(len(before))})."
 
 
 def _scanned(records: list[Record]) -> str:

@@ -126,10 +126,11 @@ def one_seed(profile: str, store: Store | None = None) -> str:
     cells = {c for kind in EXPERIMENTS.values() for c in kind(profile=profile, seeds=0).full_grid().cells(profile)}
     records = [r for r in (store or Store()).all() if r.cell in cells and not (r.failed or r.stale)]
     hours = sum(map(seconds, records)) / 3600
-    gaps = f", and {len(cells) - len(records)} are missing" if len(records) < len(cells) else ""
+    others = len(cells) - len(records)
+    gaps = f" The {others} others have no record of seed 0; another seed may have one." if others else ""
     return (
-        f"One seed of everything in this book at profile {profile} is {len(cells)} cells; the "
-        f"records of seed 0 took {hours:.1f} hours of one process{gaps}."
+        f"One seed of everything in this book at profile {profile} is {len(cells)} cells. The {len(records)} that are "
+        f"recorded with seed 0 took {hours:.1f} hours of one process.{gaps}"
     )
 
 
@@ -255,7 +256,10 @@ def _figure12(results: Results) -> tuple[str, str, str]:
     texts = {_code(column): estimate(part).text() for column, part in parts.items()}
     inits = results.experiment.init  # type: ignore[attr-defined]
     words = {
-        f"<code>{init}</code>": anomaly.suppressed(results, init).text("suppressed", "not suppressed") for init in inits
+        f"<code>{init}</code>": anomaly.suppressed(results, init).text(
+            "nothing to suppress" if init == "random" else "suppressed", "not suppressed"
+        )
+        for init in inits
     }
     ours = f"magnitude above every clean class, in percent:<br>{_lines(texts)}"
     return "a picture, no numbers", ours, _lines(words)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pandas as pd
+from scipy.stats import binomtest
 
 from purifier_core.lab import methods
 from purifier_core.lab.cells import TARGET_CLASS
@@ -30,8 +31,9 @@ RULES = (
     f"least {100 * TAKEN:g} %; a seed in which it did not take is left out, and named), Scan-repair leaves at least "
     f"{ROWS} % *as a clean network is*: an ASR at most {LEFT:g} points above a clean network's own under the same "
     f"trigger, and an ACC at most {COST:g} point lower than before, both as means over seeds. The scan finds the "
-    f"backdoor in at least {FOUND} % of their networks, and suspects at most {ALARMS} % of clean networks. RA is the "
-    "share of triggered images that are classified rightly: an ASR of 0 with a low RA is no repair."
+    f"backdoor in at least {FOUND} % of their networks, and suspects at most {ALARMS} % of clean networks. To find it "
+    "is to name the attacker's class; all-to-all has none, and there any suspicion counts. RA is the share of triggered "
+    "images that are classified rightly: an ASR of 0 with a low RA is no repair."
 )
 
 
@@ -48,16 +50,23 @@ def table(results: Results) -> pd.DataFrame:
     a clean network under the same trigger. "scan": in how many seeds the scan named the backdoor, or suspected one."""
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in recorded(results):
+        label = f"{row_label(row)}{_untaken(results, row)}"
         for metric in METRICS:
-            lines[row_label(row), metric] = {
+            lines[label, metric] = {
                 column.label: _text(results, row, column, metric) for column in results.experiment.columns()
             } | {"a clean network": _told(own(results, row, metric.lower()) if metric != "ACC" else None)}
-        lines[row_label(row), "scan"] = {
+        lines[label, "scan"] = {
             column.label: scanned(results.by_place.get((row, column), [])) for column in results.experiment.columns()
         } | {"a clean network": "–"}
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.index = pd.MultiIndex.from_tuples(lines, names=["attack", "%"])
     return frame
+
+
+def _untaken(results: Results, row: tuple[str, str]) -> str:
+    """What is added to the name of a row whose backdoor is known not to have taken."""
+    before = results.by_place.get((row, NONE), [])
+    return "" if row[0] == "none" or not before or took(before) else " (did not take)"
 
 
 def fewer(results: Results, store: Store | None = None) -> pd.DataFrame:
@@ -93,13 +102,15 @@ def absent(results: Results) -> str:
 
 
 def scanned(records: list[Record]) -> str:
-    """In how many of Scan-repair's records the scan named the backdoor's class, of clean networks suspected any."""
+    """In how many of Scan-repair's records the scan named the backdoor's class; of clean networks and of all-to-all,
+    where no class is to be named, in how many it suspected any."""
     scans = [record for record in records if "verdict" in record.diagnostics]
     if not scans:
         return "–"
     clean = [record.diagnostics["verdict"] == SUSPECTED for record in scans if record.cell.attack == "none"]
-    hits, word = (clean, "suspected") if clean else ([named(record) for record in scans], "named")
-    return f"{word} {sum(hits)} of {len(hits)}"
+    hits = clean or [named(record) for record in scans]
+    any_counts = clean or ATTACKS[scans[0].cell.attack].all_to_all
+    return f"{'suspected' if any_counts else 'named'} {sum(hits)} of {len(hits)}"
 
 
 def _text(results: Results, row: Any, column: Column, metric: str) -> str:
@@ -137,7 +148,7 @@ class Row:
         if self.left is not None and self.left > LEFT:
             reasons.append(f"ASR {number(self.left)} points above a clean network's")
         if self.change is not None and self.change < -COST:
-            reasons.append(f"ACC {number(-self.change)} points lower")
+            reasons.append(f"ACC {number(-self.change)} points lower, seed by seed")
         return ", ".join(reasons)
 
     @property
@@ -176,11 +187,13 @@ def passes(results: Results) -> list[str]:
     lines = [f"**{row.label}** passes: {row.passes}." for row in rows if row.judged and row.passes]
     missed = [f"{row.label} ({row.seeds - row.found} of {row.seeds})" for row in rows if row.found < row.seeds]
     if missed:
-        lines.append(f"The scan did not name the backdoor in {'; '.join(missed)}.")
+        lines.append(f"The scan did not find the backdoor in {'; '.join(missed)}.")
     clean = [r for (row, c), records in results.by_place.items() if row[0] == "none" and c == OURS for r in records]
     alarmed = sum(record.diagnostics["verdict"] == SUSPECTED for record in clean)
     if clean:
-        lines.append(f"The scan suspected {alarmed} of {runs_of(len(clean))} of this grid.")
+        low, high = (100 * end for end in binomtest(alarmed, len(clean)).proportion_ci(method="exact"))
+        interval = f"{low:.0f} to {high:.0f} % with 95 % confidence"
+        lines.append(f"The scan suspected {alarmed} of {runs_of(len(clean))} of this grid ({interval}).")
     return [*lines, bar(rows), *anyway(results)]
 
 
@@ -210,13 +223,18 @@ def bar(rows: list[Row]) -> str:
     """How the rows stand to the bar, in one line."""
     complete = [row for row in rows if row.judged]
     networks, hits = sum(row.seeds for row in rows), sum(row.found for row in rows)
-    share = f"{100 * hits / networks:.0f} %, bar {FOUND} %"
-    sentence = f"The scan named the backdoor in {hits} of {networks} networks ({share})"
+    sentence = f"The scan found the backdoor in {hits} of {networks} networks ({_against(hits / networks, FOUND)})"
     if not complete:
         return f"{sentence}. No row has a clean network of its own beside it yet."
     met = sum(not row.passes for row in complete)
-    share = f"{100 * met / len(complete):.0f} %, bar {ROWS} %"
-    return f"**As a clean network is: {met} of {len(complete)} rows** ({share}). {sentence}."
+    seeds = sorted({row.seeds for row in complete})
+    each = runs(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    share = _against(met / len(complete), ROWS)
+    return f"**As a clean network is: {met} of {len(complete)} rows** ({share}), of {each} each. {sentence}."
+
+
+def _against(share: float, bar: int) -> str:
+    return f"{100 * share:.0f} %; the bar of {bar} % is {'met' if 100 * share >= bar else 'not met'}"
 
 
 def reading(results: Results) -> list[str]:
@@ -224,7 +242,8 @@ def reading(results: Results) -> list[str]:
     lines = passes(results)
     for (row, column), records in results.by_place.items():
         if column == OURS:
-            lines.append(f"{row_label(row)}, {runs(len(records))}: {'; '.join(map(_found, records))}.")
+            label = f"{row_label(row)}{_untaken(results, row)}"
+            lines.append(f"{label}, {runs(len(records))}: {'; '.join(map(_found, records))}.")
     return [*lines, *filter(None, [absent(results)])]
 
 
@@ -255,7 +274,8 @@ def figure(results: Results) -> Any:
         axis.set_xlabel("percent")
         axis.set_title(heading, fontsize=10.5, loc="left")
         axis.grid(axis="y", visible=False)
-    axes[0].set_yticks(range(len(rows)), [f"{title(dataset)}, {short_attack(attack)}" for attack, dataset in rows])
+    labels = [f"{title(row[1])}, {short_attack(row[0])}{_untaken(results, row)}" for row in rows]
+    axes[0].set_yticks(range(len(rows)), labels)
     axes[0].set_ylim(max(1, len(rows)) - 0.4, -0.6)
     marks = [plt.Line2D([], [], ls="", marker=mark, color="0.45", label=c.label) for c, mark in FIELD.items()]
     ours = plt.Line2D([], [], ls="", marker="o", markersize=4.5, color=drawing.OURS, label="Scan-repair, a seed")

@@ -219,9 +219,10 @@ def reading(results: Results) -> list[str]:
     high = [c.label for c, (_, asr) in pairs.items() if asr.low >= 100 * TAKEN]
     counts = sorted({acc.n for acc, _ in pairs.values()})
     number = runs(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    every, mean = ("", "") if counts == [1] else (" in every seed", "mean ")
     lines = [
-        f"At {row_label(experiment, row)} (profile {results.shown}; {number}), ASR is below 10 % in every seed for "
-        f"{', '.join(low) or 'no method'} (mean ACC / ASR in percent), and {100 * TAKEN:g} % or more in every seed for "
+        f"At {row_label(experiment, row)} (profile {results.shown}; {number}), ASR is below 10 %{every} for "
+        f"{', '.join(low) or 'no method'} ({mean}ACC / ASR in percent), and {100 * TAKEN:g} % or more{every} for "
         f"{', '.join(high) or 'none'}."
     ]
     gaps = {

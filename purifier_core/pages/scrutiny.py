@@ -20,7 +20,8 @@ def oddities() -> list[str]:
     ]
     wins = sum(map(sum, pruned))
     least = four[four.poison_ratio_percent == 5].set_index("method").acc_percent
-    lower = [m for m in ("Channel", "Feature") if least[m] < three[three.method == m].acc_percent.min()]
+    both = [method for method in three.method.unique() if method in least.index]
+    lower = [m for m in both if least[m] < three[three.method == m].acc_percent.min()]
     tuned = three[three.method.isin(["Finetuning", "Fine-pruning", "NAD"])].groupby("method").acc_percent
     flat = (tuned.max() - tuned.min()).max()
     return [

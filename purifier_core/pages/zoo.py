@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from purifier_core.files import ROOT
+from purifier_core.pages.defenses import COST
 from purifier_core.pages.statistics import TAKEN
 from purifier_core.recipes import NOTHING, SUSPECTED
 
@@ -37,7 +38,10 @@ def reading(outcomes: dict[str, Outcome] | None = None) -> list[str]:
     missed = [name for name, outcome in took.items() if not _named(outcome)]
     stayed = _passing(took)
     alarms = [name for name, outcome in clean.items() if outcome["scan"] != NOTHING]
+    sizes = [outcome["images"] for outcome in outcomes.values()]
+    held_out, triggered = (max(size.get(part, 0) for size in sizes) for part in ("held_out", "triggered"))
     lines = [
+        f"ACC is of {held_out} clean images that were held out, ASR and RA of {triggered} triggered ones.",
         f"Of {len(took)} networks with a backdoor that took, the scan names the attacker's class in "
         f"{len(took) - len(missed)}{_but(missed)}.",
         f"After the repair the ASR is at most {100 * GONE:.0f} % in {len(took) - len(stayed)} of them{_but(stayed)}.",
@@ -54,13 +58,17 @@ def advice(outcomes: dict[str, Outcome] | None = None) -> str:
     if not took:
         return "No repair of a backdoored network is recorded yet."
     passing = _passing(took)
-    images = max(outcome["images"]["method"] + outcome["images"]["held_out"] for outcome in took.values())
+    method, held_out = (max(outcome["images"][part] for outcome in took.values()) for part in ("method", "held_out"))
+    gone = [outcome for name, outcome in took.items() if name not in passing]
+    dear = [outcome for outcome in gone if _fall(outcome) > COST]
+    cost = f"; in {len(dear)} of these ACC falls by more than {COST:g} points" if dear else ""
     names = " and ".join([", ".join(passing[:-1]), passing[-1]] if len(passing) > 1 else passing)
     rest = f"{names} {'pass' if len(passing) > 1 else 'passes'}" if passing else "none passes"
     return (
         "**To repair a network of your own** take Scan-repair, `purifier fix --method scan-repair`, for a trigger that "
-        f"is the same on every image: with {images} clean images it leaves an ASR of at most {100 * GONE:.0f} % in "
-        f"{len(took) - len(passing)} of the {len(took)} networks of the zoo whose backdoor took; {rest} it. "
+        f"is the same on every image. With {method} clean images, and {held_out} held out, it leaves an ASR of at most "
+        f"{100 * GONE:.0f} % in {len(gone)} of the {len(took)} networks of the zoo whose backdoor took{cost}; {rest} "
+        "it. "
         "In a network that you distrust although the scan suspects nothing, `--anyway` unlearns what stands out most."
     )
 
@@ -71,6 +79,12 @@ def _taken(outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
 
 def _passing(took: dict[str, Outcome]) -> list[str]:
     return [name for name, outcome in took.items() if _asr(outcome, "after") > GONE]
+
+
+def _fall(outcome: Outcome) -> float:
+    """How much ACC is lost, in points."""
+    acc = outcome["rates"]["ACC"]
+    return 100 * (acc["before"]["share"] - acc["after"]["share"])
 
 
 def _row(outcome: Outcome) -> dict[str, str]:
