@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
@@ -39,6 +40,10 @@ _HELP = {
     "switch": "the switch to turn, or all",
     "curves": "on or off: watch each defense after every epoch",
 }
+
+
+JUDGING = ("fix", "scan")
+"""The commands whose exit status judges a network: 0 and 1 only if they ran to their end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,12 +134,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 2 if verb in JUDGING else 0
     except (ConfigError, RuntimeError, OSError) as problem:
         print(f"purifier: {problem}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as problem:
         print(f"purifier: {problem}. The experiments' packages are an extra: pip install -e '.[lab]'", file=sys.stderr)
+        return 2
+    except Exception:
+        if verb not in JUDGING:
+            raise
+        traceback.print_exc()
+        print("purifier: this is a defect of purifier, and no finding; nothing was judged.", file=sys.stderr)
         return 2
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from purifier_core.checks import ConfigError
+
 
 class DivergedError(RuntimeError):
     """Training gave a loss or a network that is not a number; there is no result."""
@@ -88,6 +90,18 @@ def classes(outputs: torch.Tensor) -> torch.Tensor:
     return outputs.argmax(1)
 
 
+def logits_only(outputs: torch.Tensor) -> torch.Tensor:
+    """Outputs (N, K) that are logits, which margins and losses need.
+
+    Raises ConfigError for probabilities, which sum to 1, and for what is no finite number.
+    """
+    if not outputs.isfinite().all():
+        raise ConfigError("the network's answers to some of the images are no finite numbers.")
+    if outputs.shape[1] > 1 and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < 1e-3:
+        raise ConfigError("the network gives probabilities; take its softmax off, or let it give their logarithm.")
+    return outputs
+
+
 def share(hits: torch.Tensor) -> float:
     """The exact share of True in a boolean tensor."""
     return int(hits.sum()) / len(hits)
@@ -102,5 +116,7 @@ def evaluate(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, triggered: torch.Tensor, target: int | torch.Tensor
 ) -> dict[str, float]:
     """ACC over all clean test images, and ASR, the share of the ASR set predicted as `target`; both as fractions.
-    target: one class, or one for each image of the ASR set (N,)."""
-    return {"acc": accuracy(model, images, labels), "asr": share(predict(model, triggered) == target)}
+    target: one class, or one for each image of the ASR set (N,). The model is asked in eval mode, and is in its own
+    mode afterwards."""
+    with evaluating(model):
+        return {"acc": accuracy(model, images, labels), "asr": share(predict(model, triggered) == target)}

@@ -3,6 +3,7 @@
 import io
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -28,7 +29,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = part.stat().st_mode
         write(part)
+        part.chmod(mode)  # some writers make a file of their own, for the owner alone
         with part.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
@@ -58,20 +62,28 @@ def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
                 os.fsync(handle.fileno())
         for path in reversed(list(writers)):
             if path.exists():
-                os.link(path, backups[path])
-            os.replace(parts[path], path)
+                _keep(path, backups[path])
             placed.append(path)
+            os.replace(parts[path], path)
     except BaseException:
         for path in placed:
             if backups[path].exists():
                 os.replace(backups[path], path)
-            else:
-                path.unlink()
+            elif not parts[path].exists():  # it was placed where nothing had been
+                path.unlink(missing_ok=True)
         raise
     finally:
         for path in (*parts.values(), *backups.values()):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+def _keep(path: Path, backup: Path) -> None:
+    """The file once more under another name, without a copy where the file system has hard links."""
+    try:
+        os.link(path, backup)
+    except OSError:
+        shutil.copy2(path, backup)
 
 
 def save_tensors(content: Any, path: Path) -> None:

@@ -34,7 +34,7 @@ def images_of(images: Any, least: int) -> torch.Tensor:
 
 
 def labels_of(labels: Any, count: int) -> torch.Tensor:
-    """Labels as whole numbers (N,). One-hot rows and floats with whole values are taken too.
+    """Labels as int64 (N,). One-hot rows and floats with whole values are taken too.
 
     Raises ConfigError for anything else.
     """
@@ -42,12 +42,12 @@ def labels_of(labels: Any, count: int) -> torch.Tensor:
     if labels.ndim == 2 and labels.shape[1] > 1:
         if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
             raise ConfigError("labels have two dimensions and are not one-hot; needed: a class number for each image.")
-        labels = labels.argmax(1)
+        labels = labels.long().argmax(1)
     labels = labels.reshape(-1) if labels.ndim == 2 else labels
     if labels.ndim != 1 or len(labels) != count:
         raise ConfigError(f"{len(labels)} labels; needed: at least two images (N, C, H, W), and a label for each.")
-    if labels.is_floating_point():
-        if not labels.eq(labels.round()).all():
-            raise ConfigError("labels are no whole numbers; needed: a class number for each image.")
-        labels = labels.long()
-    return labels
+    if labels.is_floating_point() and not labels.eq(labels.round()).all():
+        raise ConfigError("labels are no whole numbers; needed: a class number for each image.")
+    if labels.is_complex():
+        raise ConfigError(f"labels are {labels.dtype}; needed: a class number for each image.")
+    return labels.long()

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from purifier_core.bounds import Bounded, bound
-from purifier_core.evaluation import logits_of, to_float
+from purifier_core.checks import ConfigError
+from purifier_core.evaluation import logits_of, logits_only, to_float
 from purifier_core.inputs import images_of, labels_of
 from purifier_core.recipes import UNLEARNING, Unlearning
-from purifier_core.scanning import Candidate, Findings, hard, scan
+from purifier_core.scanning import Candidate, Findings, check_range, hard, scan
 from purifier_core.sites import unwrapped
 from purifier_core.stamps import STRENGTHS, Clean, Stamps, blocks, search
 from purifier_core.training import NO_AUGMENT, Augment, Effort, batch_statistics_alone, fit
@@ -127,6 +128,9 @@ def repair(
     images = images_of(images, 20)
     labels = labels_of(labels, len(images)).to(images.device)
     original = copy.deepcopy(unwrapped(model)).eval().requires_grad_(False)
+    check_range(labels, logits_only(logits_of(original(to_float(images[:2])))).shape[1])
+    if len(labels.unique()) < 2:
+        raise ConfigError("the images are of one class; a stamp is unlearned on those of others.")
     before = findings.seconds if findings else 0.0
     findings = findings or scan(original, images, labels, seed=seed)
     candidates = findings.candidates if anyway else findings.suspects

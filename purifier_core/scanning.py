@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from purifier_core.checks import ConfigError
-from purifier_core.evaluation import held_out, logits_of, to_float
+from purifier_core.evaluation import held_out, logits_of, logits_only, to_float
 from purifier_core.inputs import images_of, labels_of
 from purifier_core.progress import progress
 from purifier_core.recipes import NOTHING as NOTHING
@@ -109,7 +109,8 @@ def scan(
     classes, 10 s for each of VGG-16 an eighth wide on a CPU. Memory does not grow with K. With more than 64
     classes a short search (6 steps of 2 images a class) picks 32, which are searched in full.
 
-    Raises ConfigError for images or labels that cannot be used, and for fewer than 20 images.
+    Raises ConfigError for images or labels that cannot be used, for fewer than 20 images, and for a network that gives
+    probabilities, or what is no finite number, in place of logits.
     """
     started = time.perf_counter()
     images = images_of(images, 20)
@@ -122,12 +123,12 @@ def scan(
     clean = Clean.of(images, labels)[torch.randperm(len(images), generator=generator).to(images.device)]
     working, measuring = (clean[part] for part in held_out(len(images)))
     with torch.no_grad():
-        logits = torch.cat([logits_of(model(to_float(piece))) for piece in measuring.images.split(100)])
+        pieces = [logits_of(model(to_float(piece))) for piece in measuring.images.split(100)]
+    logits = logits_only(torch.cat(pieces))
     classes, right = logits.shape[1], float((logits.argmax(1) == measuring.labels).float().mean())
     foremost = logits.topk(min(2, classes)).values
     natural = float((foremost[:, 0] - foremost[:, -1]).mean())
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())}; the network has {classes} classes.")
+    check_range(labels, classes)
     if min(len(part.labels.unique()) for part in (working, measuring)) < 2:
         raise ConfigError("the images are of one class, or all but some are; a stamp is searched on those of others.")
     candidates, by_class = [], {}
@@ -208,6 +209,12 @@ def _searched(
     masks, patterns = chosen([s.masks for s, *_ in tries]), chosen([s.patterns for s, *_ in tries])
     stamps = Stamps(family, tuple(targets), masks, patterns)
     return stamps, chosen([reached for _, reached, _ in tries]), chosen([success for *_, success in tries])
+
+
+def check_range(labels: torch.Tensor, classes: int) -> None:
+    """Raise ConfigError for labels (N,) that are none of the network's classes."""
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())}; the network has {classes} classes.")
 
 
 def hard(stamps: Stamps, clean: Clean) -> Stamps:

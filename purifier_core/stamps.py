@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.checks import ConfigError
 from purifier_core.evaluation import logits_of, to_float
 
 FAMILIES = ("pixel", "lines", "patch")
@@ -223,6 +224,8 @@ def margins(
         gaps = []
         for piece in images.split(max(1, _AT_ONCE // (height * width))):
             logits = logits_of(model(to_float(stamps[place](to_float(piece)))))
+            if not logits.isfinite().all():
+                raise ConfigError("the network's answers to some of the stamped images are no finite numbers.")
             others = logits.clone()
             others[:, target] = -torch.inf
             gaps.append(logits[:, target] - others.amax(1))

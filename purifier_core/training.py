@@ -190,13 +190,14 @@ def fit(
             pieces = batches(order, recipe.batch_size)[:remaining]
             remaining -= len(pieces)
             total.zero_()
-            for number, piece in enumerate(pieces):
-                if recipe.cycle:
-                    set_rate(epoch + (number + 0.5) / len(pieces))
-                step(piece)
-                if after_step is not None:
-                    after_step()
-                bar.update(len(piece))
+            with drawing_from(seed + epoch, images.device):
+                for number, piece in enumerate(pieces):
+                    if recipe.cycle:
+                        set_rate(epoch + (number + 0.5) / len(pieces))
+                    step(piece)
+                    if after_step is not None:
+                        after_step()
+                    bar.update(len(piece))
             count = sum(map(len, pieces))
             mean = float(total) / count
             bar.set_postfix_str(f"epoch {epoch + 1}/{epochs} loss {mean:.4f}", refresh=False)
@@ -223,6 +224,14 @@ def fit(
     effort.seconds = time.perf_counter() - started
     model.eval()
     return effort
+
+
+@contextmanager
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, layers that draw for themselves, such as dropout, draw from `seed`; the caller's streams do not move."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed % 2**63)
+        yield
 
 
 @contextmanager

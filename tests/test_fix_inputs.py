@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from reader import NAMES, PIXELS, given, normalised, trained
 from reader import here as here
 from reader import reader as reader
 from safetensors.torch import save_file
+from torch import nn
 
 from purifier_core import cli
 from purifier_core.checks import ConfigError
@@ -19,6 +21,7 @@ from purifier_core.fix import gate, images, pixels
 from purifier_core.fix.classes import class_of, numbered, read_names
 from purifier_core.fix.measure import Rate
 from purifier_core.fix.options import Options
+from purifier_core.fix.pixels import Pixels
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -180,6 +183,22 @@ def test_a_configuration_beside_the_weights_says_the_pixels(tmp_path, content, n
     assert (read.size, read.resize, read.mean, read.std) == (16, None, (0.1,), (0.2,))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("preprocessor_config.json", json.dumps({"size": 24, "rescale_factor": 0} | HALF)),
+        ("preprocessor_config.json", json.dumps({"size": {"height": 24, "width": 32}} | HALF)),
+        ("config.json", '{"pretrained_cfg": {"input_size": [3, 1e999, 1e999]}}'),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_refused_and_the_way_out_works(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    paths = tmp_path / "w.pt", Path("c"), Path("o.pt")
+    with pytest.raises(ConfigError, match=r"is not understood; give --size and --normalize"):
+        pixels.choose(Options("a:b", *paths), 3, None)
+    assert pixels.choose(Options("a:b", *paths, size=16, normalize="none"), 3, None).size == 16
+
+
 def test_a_configuration_that_wants_blue_first_is_refused(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 24, "do_flip_channel_order": True}))
     with pytest.raises(ConfigError, match=r"blue before green before red.*x\.flip\(1\)"):
@@ -333,6 +352,23 @@ def test_an_image_that_would_be_misread_is_refused_by_name(tmp_path, what, messa
     assert message in skipped.skipped[0]
 
 
+def test_an_image_is_read_as_what_it_holds_and_no_other_program_is_run(tmp_path):
+    """Pillow would hand PostScript to Ghostscript, whatever the file is called."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(ConfigError, match=r"cannot be read as an image \(UnidentifiedImageError\)"):
+        images.read(path, PIXELS)
+
+
+def test_a_narrow_image_is_not_enlarged_without_bound(tmp_path):
+    Image.new("L", (300_000, 1)).save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="300000 x 1 pixels would be enlarged to 76800000 x 256"):
+        images.read(tmp_path / "a.png", Pixels(size=224, resize=256))
+    assert images.read(tmp_path / "a.png", PIXELS)[0].size == (24, 24)
+
+
 @pytest.mark.parametrize("what", ["opaque", "still", "avif"])
 def test_other_kinds_of_images_are_read(tmp_path, what):
     image = images.stack([written(tmp_path, what)], PIXELS).images[0]
@@ -375,6 +411,31 @@ def test_images_are_held_as_bytes(here):
     stacked = images.stack(images.anywhere(Path("clean")).paths, PIXELS).images
     assert stacked.dtype == torch.uint8
     assert stacked.shape == (42, 3, 24, 24)
+
+
+def test_a_normalisation_that_the_network_cannot_take_is_not_what_it_wants(here):
+    class Narrow(nn.Module):
+        def forward(self, x):
+            return torch.log(torch.softmax(100 * x.mean((2, 3)), 1))  # -inf on pixels from 0 to 255
+
+    stacked = images.stack(images.anywhere(Path("clean")).paths, PIXELS).images
+    labels = torch.tensor([2, 1, 0]).repeat_interleave(14)  # dove, blue jay, crow: red, green, blue is the brightest
+    plain = replace(PIXELS, mean=(0.0,), std=(1.0,))
+    assert gate.check(Narrow(), stacked, labels.flip(0), plain, {}, 3) == Rate(42, 42)
+
+
+def test_a_class_number_beyond_all_bounds_is_refused(here, capsys):
+    clean = renamed(here, dict(zip(NAMES, ("0", "1", "9" * 20), strict=True)))
+    assert cli.main(given(here / "p.pt", images=clean, class_index=True)) == 2
+    assert f"the folder '{'9' * 20}' is too large a class number" in capsys.readouterr().err
+
+
+def test_a_network_whose_weights_are_frozen_is_measured_and_trained(here):
+    (here / "frozen.py").write_text(
+        "from reader_net import make\ndef frozen():\n    return make().requires_grad_(False)"
+    )
+    arguments = given(here / "p.pt", model=f"{here / 'frozen.py'}:frozen", method="channel", epochs=1)
+    assert cli.main(arguments) in (0, 1)
 
 
 def test_the_gate_gives_the_accuracy(here):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,7 +187,19 @@ def test_triggered_images_in_class_folders_give_the_robust_accuracy(here):
     cli.main([*plain, "--weights", "bad.safetensors"])
     other = json.loads((here / "q.json").read_text())["rates"]
     assert "RA" not in other
-    assert other["ASR"] == rates["ASR"], "the same images"
+    counts = [rate["ASR"]["before"]["count"] for rate in (rates, other)]
+    assert counts == [28, 42], "of the target's own class none counts, where that is known"
+    assert rates["ASR"]["before"]["share"] > 0.9
+
+
+def test_images_of_the_targets_class_are_no_success_of_a_trigger(here, capsys):
+    """A right network calls a third of these clean images the target, and rightly so."""
+    arguments = given(here / "p.pt", triggered="clean", target="crow", json=here / "p.json", **WITHIN)
+    assert cli.main(arguments) == 0
+    assert json.loads((here / "p.json").read_text())["rates"]["ASR"]["after"]["hits"] <= 1
+    shutil.copytree("clean/crow", here / "in" / "crow")
+    cli.main(given(here / "q.pt", triggered=here / "in", target="crow", json=here / "q.json", **WITHIN))
+    assert "ASR" not in json.loads((here / "q.json").read_text())["rates"], "none is of another class"
 
 
 def test_heat_lies_where_the_image_is_cut():

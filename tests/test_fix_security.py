@@ -166,6 +166,10 @@ def test_files_get_the_users_umask(here, umask):
     assert modes == dict.fromkeys((".safetensors", ".html", ".json"), 0o666 & ~umask)
 
 
+def without_links(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("failing", ["a", "b", "c"])
 def test_files_are_placed_together_or_not_at_all(tmp_path, monkeypatch, there, failing):
@@ -182,6 +186,8 @@ def test_files_are_placed_together_or_not_at_all(tmp_path, monkeypatch, there, f
         placed.append(Path(target).name)
         whole(source, target)
 
+    if failing == "a":  # a file system without hard links
+        monkeypatch.setattr(files.os, "link", without_links)
     monkeypatch.setattr(files.os, "replace", full)
     writers = {path: lambda part: part.write_text("new") for path in paths}
     with pytest.raises(OSError, match="No space"):
@@ -195,6 +201,25 @@ def test_files_are_placed_together_or_not_at_all(tmp_path, monkeypatch, there, f
     files.write_together(writers)
     assert placed == ["c", "b", "a"], "the first is placed last"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_interrupt_right_after_a_file_is_placed_brings_all_back(tmp_path, monkeypatch, there):
+    paths, whole = [tmp_path / name for name in "abc"], os.replace
+    for path in paths if there else []:
+        path.write_text("old")
+
+    def interrupted(source, target):
+        whole(source, target)
+        if Path(target).name == "b" and Path(source).suffix == ".part":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_together({path: lambda part: part.write_text("new") for path in paths})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == (
+        dict.fromkeys("abc", "old") if there else {}
+    )
 
 
 KINDS = {

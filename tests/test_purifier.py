@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from purifier_core.checks import ConfigError
-from purifier_core.evaluation import to_float
+from purifier_core.evaluation import accuracy, evaluate, to_float
+from purifier_core.fix.weights import load, save
 from purifier_core.lab.models import VGG16, ResNet18
 from purifier_core.lab.probes import diagnose
 from purifier_core.purifier import Purified, attach, detach, purify
@@ -194,3 +195,25 @@ def test_wrong_sites_are_named():
         attach(model, ["1"], "channel", 3, x)
     with pytest.raises(ConfigError, match="allowed: channel, cube, feature"):
         attach(model, ["0"], "kube", 3, x)
+
+
+def test_dropout_draws_from_the_seed_and_moves_no_stream_of_the_callers(blobs, tmp_path):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+    state = torch.get_rng_state()
+    one, other = (purify(model, *blobs, stages=(Recipe(2, 0.1), Recipe(2, 0.1)), seed=3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    save(one, tmp_path / "p.safetensors")
+    load(model, tmp_path / "p.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_evaluating_leaves_a_model_as_it_was(blobs):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    before = copy.deepcopy(model.state_dict())
+    rates = evaluate(model.train(), *blobs, blobs[0], 1)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert rates["acc"] == accuracy(model.eval(), *blobs)

@@ -9,6 +9,7 @@ from test_scan import IMAGES, LABELS, striped
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core.checks import ConfigError
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.compute import Work
 from purifier_core.lab.profiles import PROFILES
@@ -231,3 +232,9 @@ def test_the_lab_repairs_anyway_what_the_scan_does_not_suspect(few, hasty, monke
     assert not anyway.diagnostics["suspects"]
     assert "sites" not in asked.diagnostics, "the network as it was given"
     assert anyway.diagnostics["sites"]
+
+
+def test_labels_are_checked_although_the_scan_was_made_before(backdoored, repaired):
+    for labels, message in ((LABELS + 9, "labels from 9"), (torch.full_like(LABELS, 6), "of one class")):
+        with pytest.raises(ConfigError, match=message):
+            repair(backdoored, IMAGES, labels, repaired.findings)

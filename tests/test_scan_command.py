@@ -127,6 +127,33 @@ def test_a_patch_is_shown_on_grey():
     assert shown[:, 1:].unique().tolist() == [128]
 
 
+def test_what_the_scan_writes_replaces_no_weights_and_fails_early(birds, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(birds)
+    monkeypatch.setattr("purifier_core.fix.search.search", None)  # nothing is searched
+    command = [
+        "scan",
+        "--model",
+        "birds_net.py:make",
+        "--weights",
+        "w.safetensors",
+        "--images",
+        "clean",
+        "--size",
+        "24",
+    ]
+    before = Path("w.safetensors").read_bytes()
+    (tmp_path / "file").write_text("a file")
+    for more, message in (
+        (["--json", "w.safetensors"], "--weights are the same file"),
+        (["--json", str(tmp_path)], "is a folder; name a file"),
+        (["--json", str(tmp_path / "no" / "s.json")], "does not exist"),
+        (["--pictures", str(tmp_path / "file")], "is a file; --pictures names a folder"),
+    ):
+        assert cli.main([*command, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert Path("w.safetensors").read_bytes() == before
+
+
 def test_wrong_use_is_said(birds, monkeypatch, capsys):
     monkeypatch.chdir(birds)
     assert cli.main(["scan", "--model", "birds_net.py:made", "--weights", "w.safetensors", "--images", "clean"]) == 2

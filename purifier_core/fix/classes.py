@@ -26,6 +26,8 @@ def numbered(folders: Sequence[str], options: Options) -> dict[str, int]:
     if options.class_index:
         if wrong := [name for name in folders if not name.isdecimal()]:
             raise ConfigError(f"--class-index: the folder {wrong[0]!r} is no class number.")
+        if wrong := [name for name in folders if len(name.lstrip("0")) > 9]:
+            raise ConfigError(f"--class-index: the folder {wrong[0]!r} is too large a class number.")
         numbers = {name: int(name) for name in folders}
         if len(set(numbers.values())) < len(numbers):
             raise ConfigError("--class-index: two folders have the same number.")

@@ -1,5 +1,6 @@
 """What Purifier's units will cost on a network, said before they are trained."""
 
+import copy
 import time
 from collections.abc import Sequence
 
@@ -41,8 +42,7 @@ def estimate(
 
 def _step(model: nn.Module, images: torch.Tensor, bytes_of_heads: int) -> float:
     """Seconds that a training step takes for one image: one step of the network, measured, and the heads' share."""
-    x = to_float(images)
-    model.zero_grad()
+    x, model = to_float(images), copy.deepcopy(model).requires_grad_(True)
     started = time.perf_counter()
     with safely(model):
         logits = logits_of(model(x))
@@ -50,7 +50,6 @@ def _step(model: nn.Module, images: torch.Tensor, bytes_of_heads: int) -> float:
     if x.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) / len(images)
-    model.zero_grad()
     own = sum(p.numel() * p.element_size() for p in model.parameters())
     return seconds * (1 + bytes_of_heads / max(own, 1) / len(images))
 

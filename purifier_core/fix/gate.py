@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from purifier_core.checks import ConfigError
-from purifier_core.evaluation import predict
+from purifier_core.evaluation import DivergedError, predict
 from purifier_core.fix.measure import Rate, rate
 from purifier_core.fix.network import Prepared
 from purifier_core.fix.pixels import TRIED, Pixels
@@ -58,7 +58,10 @@ def check(
     reading = read(model, images, labels, pixels.mean, pixels.std, batch_size)
     for name, (mean, std) in TRIED.items():
         if (mean, std) != (pixels.mean, pixels.std) and len(mean) in (1, images.shape[1]):
-            other = read(model, images, labels, mean, std, batch_size)
+            try:
+                other = read(model, images, labels, mean, std, batch_size)
+            except DivergedError:  # numbers too large for this network: not what it wants
+                continue
             if _clearly_better(other.hits, reading.hits):
                 raise ConfigError(
                     f"the pixels look wrongly normalised: with --normalize {name} the model is right on "

@@ -15,6 +15,8 @@ from purifier_core.fix.pixels import Pixels
 from purifier_core.progress import progress
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
+FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF")
+"""Pillow's names of what is read, whatever the ending says: others, such as EPS, would run other programs."""
 MOST_PIXELS = 50_000_000  # of one image: 200 MB once it is decoded
 MEMORY = 8 * 2**30  # bytes that all images may take
 
@@ -64,7 +66,7 @@ def of_classes(top: Path, names: dict[int, str], options: Options) -> Folder:
     every, numbers = anywhere(top), {name: number for number, name in names.items()}
     inside = [path.relative_to(top).parts[0] for path in every.paths]
     if options.class_index:  # also of classes without clean images
-        numbers |= {name: int(name) for name in inside if name.isdecimal()}
+        numbers |= {name: int(name) for name in inside if name.isdecimal() and len(name.lstrip("0")) <= 9}
     elif options.class_names:
         numbers = read_names(options.class_names)
     if not all(name in numbers for name in inside):
@@ -144,7 +146,8 @@ def read(path: Path, pixels: Pixels) -> tuple[Any, bool]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        Image.init()
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ConfigError(f"{path} has {image.width} x {image.height} pixels; at most 50 million are read.")
             if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -187,6 +190,11 @@ def _fitted(image: Any, pixels: Pixels) -> Any:
         return image.resize((size, size), kind)
     scale = pixels.resize / min(image.size)
     width, height = (pixels.resize if pixels.square else max(pixels.resize, int(side * scale)) for side in image.size)
+    if width * height > MOST_PIXELS:
+        raise ConfigError(
+            f"an image of {image.width} x {image.height} pixels would be enlarged to {width} x {height}; at most 50 "
+            "million pixels are made."
+        )
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), kind).crop((left, top, left + size, top + size))
 

@@ -86,17 +86,21 @@ class Comparison:
     def rates(self) -> dict[str, tuple[Rate, Rate]]:
         """ACC where there are labels, ASR where there are triggered images, and RA where both are, before and after.
 
-        RA, the robust accuracy, counts triggered images of other classes than the target that are predicted rightly.
+        Where the classes of the triggered images are known, those of the target's class count for neither: that they
+        are called so says nothing of a trigger. RA, the robust accuracy, is the share predicted as their own class.
         """
         rates = {}
         if self.labels is not None:
             rates["ACC"] = (rate(self.before.eq(self.labels)), rate(self.after.eq(self.labels)))
         if self.target is not None and self.triggered_before is not None and self.triggered_after is not None:
-            rates["ASR"] = (rate(self.triggered_before.eq(self.target)), rate(self.triggered_after.eq(self.target)))
-            labels = self.triggered_labels
-            if labels is not None and (others := labels.ne(self.target)).any():
-                right = [p.eq(labels)[others] for p in (self.triggered_before, self.triggered_after)]
-                rates["RA"] = (rate(right[0]), rate(right[1]))
+            labels, pair = self.triggered_labels, (self.triggered_before, self.triggered_after)
+            others = torch.ones_like(pair[0], dtype=torch.bool) if labels is None else labels.ne(self.target)
+            if others.any():
+                before, after = (rate(predicted.eq(self.target)[others]) for predicted in pair)
+                rates["ASR"] = (before, after)
+            if labels is not None and others.any():
+                before, after = (rate(predicted.eq(labels)[others]) for predicted in pair)
+                rates["RA"] = (before, after)
         return rates
 
     def most(self) -> list[tuple[str, float, float | None]]:

@@ -33,7 +33,7 @@ def purified(
         return _by_method(model, images, labels, outputs, findings, options), findings
     except (ConfigError, DivergedError):
         raise
-    except (ValueError, TypeError, RuntimeError) as problem:
+    except Exception as problem:  # the model's own code may raise anything
         reason = re.sub(r"(?<![\w.])network\.", "", line(problem))  # the name that `Prepared` has for it
         raise ConfigError(f"{options.method} does not fit this model: {reason}") from problem
 

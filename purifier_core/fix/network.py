@@ -64,7 +64,7 @@ def make(options: Options) -> nn.Module:
                 model = _call(factory, arguments, options)
     except ConfigError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise ConfigError(f"model={options.model!r} cannot be imported: {line(problem)}") from problem
     try:
         return unwrapped(model)
@@ -78,7 +78,7 @@ def make(options: Options) -> nn.Module:
 def _call(factory: Any, arguments: dict[str, int], options: Options) -> Any:
     try:
         return factory(**arguments)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         hint = "" if arguments else " A factory that takes num_classes gets it by --classes."
         raise ConfigError(f"model={options.model!r} cannot be called: {line(problem)}.{hint}") from problem
 

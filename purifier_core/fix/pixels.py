@@ -90,11 +90,12 @@ def choose(options: Any, channels: int, own: Mapping[str, Any] | None) -> Pixels
     pixels = Pixels(channels=channels)
     if channels == 1:
         pixels = replace(pixels, mean=(0.0,), std=(1.0,))
-    if own:
+    told = options.size is not None and options.normalize is not None
+    if own and not told:
         pixels = _timm(pixels, own, "timm's configuration of this network")
     for name, read in (("preprocessor_config.json", _hugging_face), ("config.json", _timm_file)):
         path = options.weights.parent / name
-        if path.is_file() and (content := _json(path)):
+        if path.is_file() and not told and (content := _json(path)):
             pixels = read(pixels, content, str(path))
     if options.size is not None:
         pixels = replace(pixels, size=options.size, resize=None, square=False)
@@ -130,7 +131,7 @@ def _timm(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pixels:
         size = int((content.get("input_size") or (3, 224, 224))[-1])
         share = float(content.get("crop_pct") or 1.0)
         mean, std = _numbers(content.get("mean", pixels.mean)), _numbers(content.get("std", pixels.std))
-    except (TypeError, ValueError, IndexError, KeyError) as problem:
+    except (TypeError, ValueError, ArithmeticError, LookupError) as problem:
         raise ConfigError(f"{source} is not understood; give --size and --normalize.") from problem
     return replace(
         pixels,
@@ -160,7 +161,7 @@ def _hugging_face(pixels: Pixels, content: Mapping[str, Any], source: str) -> Pi
         scale = 255 * float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 255.0
         offset = 1.0 if content.get("rescale_offset") else 0.0
         mean, std = tuple((m + offset) / scale for m in mean), tuple(s / scale for s in std)
-    except (TypeError, ValueError, IndexError, KeyError) as problem:
+    except (TypeError, ValueError, ArithmeticError, LookupError) as problem:
         raise ConfigError(f"{source} is not understood; give --size and --normalize.") from problem
 
     full = content.get("size")

@@ -1,6 +1,8 @@
 """What a run of `purifier fix` reads: images, split in two, and whether they, the labels and the model fit."""
 
 import io
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from pathlib import Path
 import torch
 
 from purifier_core.checks import ConfigError
-from purifier_core.evaluation import logits_of
+from purifier_core.evaluation import logits_of, logits_only
 from purifier_core.fix import gate
 from purifier_core.fix import images as folders
 from purifier_core.fix.classes import class_of
@@ -120,6 +122,8 @@ def check_model(model: Prepared, example: torch.Tensor, chosen: Images, options:
         raise ConfigError(f"the model gives {size} for 2 images of {shape}; needed: logits of shape (2, classes).")
     if not logits.isfinite().all():
         raise ConfigError("the model's outputs are no finite numbers; are these its weights?")
+    if not options.bounds or options.scan:
+        logits_only(logits)
     outputs = logits.shape[1]
     if len(chosen.folder.names) > outputs:
         raise ConfigError(f"{options.images} has {len(chosen.folder.names)} class folders; the model knows {outputs}.")
@@ -156,8 +160,12 @@ def silent(quiet: bool) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line; characters that cannot be printed are spelled out."""
-    print(printable(text))
+    """Print a line; characters that cannot be printed are spelled out. A closed pipe does not end the run."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(printable(text).encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:

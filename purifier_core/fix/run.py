@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +50,7 @@ def fix(options: Options) -> tuple[Comparison, tuple[outcome.Finding, ...]]:
     """
     started = time.perf_counter()
     import_all()
-    _check_writable(options)
+    check_writable((options.out, options.report, *([options.json] if options.json else [])), options)
     device = pick_device(options.device)
     model = make(options)
     entry = insert(model, options)
@@ -98,13 +99,14 @@ def import_all() -> None:
     Image.init()
 
 
-def _check_writable(options: Options) -> None:
-    for path in (options.out, options.report, *([options.json] if options.json else [])):
+def check_writable(paths: Sequence[Path], options: Options, force: bool = False) -> None:
+    """Raise ConfigError, before anything is computed, for a file that cannot be written or must not be replaced."""
+    for path in paths:
         if not path.parent.is_dir():
             raise ConfigError(f"the folder {path.parent} of {path.name} does not exist.")
         if path.is_dir():
             raise ConfigError(f"{path} is a folder; name a file.")
-        if path.exists() and not options.force:
+        if path.exists() and not (options.force or force):
             raise ConfigError(f"{path} exists; give --force to overwrite it, or another name.")
         if path.exists() and options.weights.exists() and path.samefile(options.weights):
             raise ConfigError(f"{path} and --weights are the same file.")

@@ -15,7 +15,7 @@ from purifier_core.fix.network import channels_of, make, prepared
 from purifier_core.fix.options import Options
 from purifier_core.fix.pixels import choose as pixels_of
 from purifier_core.fix.reading import check_inputs, check_model, choose, printable, say, silent
-from purifier_core.fix.run import import_all, insert
+from purifier_core.fix.run import check_writable, import_all, insert
 from purifier_core.scanning import NOTHING, Findings, scan, verdict
 from purifier_core.stamps import picture
 
@@ -31,6 +31,9 @@ def main(options: Options, pictures: Path | None) -> int:
     prepare(pick_device(options.device))
     try:
         with silent(options.quiet):
+            check_writable([options.json] if options.json else [], options, force=True)
+            if pictures is not None and pictures.exists() and not pictures.is_dir():
+                raise ConfigError(f"{pictures} is a file; --pictures names a folder.")
             findings, names = search(options)
             for text in verdict(findings, names):
                 say(text)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 from purifier_core import bounds, purifier
 from purifier_core.checks import ConfigError, one_of
@@ -57,7 +58,7 @@ def load(model: nn.Module, path: Path | str) -> Wrapped:
             network = bounds.wrap(model, uppers, granularity)
         else:
             rows = {site: state[f"{site}.head.weight"] for site in sites}
-            heads = {s: nn.Linear(t.shape[1], t.shape[0], dtype=t.dtype) for s, t in rows.items()}
+            heads = {s: skip_init(nn.Linear, t.shape[1], t.shape[0], dtype=t.dtype) for s, t in rows.items()}
             network = purifier.wrap(model, heads, granularity)
     except (KeyError, AttributeError, IndexError) as problem:
         raise ConfigError(f"{path} does not fit the model: {problem} is missing.") from problem

@@ -32,8 +32,8 @@ RULES = (
     f"{ROWS} % *as a clean network is*: an ASR at most {LEFT:g} points above a clean network's own under the same "
     f"trigger, and an ACC at most {COST:g} point lower than before, both as means over seeds. The scan finds the "
     f"backdoor in at least {FOUND} % of their networks, and suspects at most {ALARMS} % of clean networks. To find it "
-    "is to name the attacker's class; all-to-all has none, and there any suspicion counts. RA is the share of triggered "
-    "images that are classified rightly: an ASR of 0 with a low RA is no repair."
+    "is to name the attacker's class; all-to-all has none, and there any suspicion counts. RA is the share of "
+    "triggered images that are classified rightly: an ASR of 0 with a low RA is no repair."
 )
 
 
