@@ -26,6 +26,8 @@ def images_of(images: Any, least: int) -> torch.Tensor:
         raise ConfigError(
             f"images of shape {tuple(images.shape)} have their channels last; give images.permute(0, 3, 1, 2)."
         )
+    if images.is_floating_point() and not images.isfinite().all():
+        raise ConfigError("some of the images hold values that are no finite numbers.")
     if images.dtype == torch.float64:
         return images.float()
     if images.dtype != torch.uint8 and not images.is_floating_point():

@@ -132,7 +132,7 @@ def scan(
     if min(len(part.labels.unique()) for part in (working, measuring)) < 2:
         raise ConfigError("the images are of one class, or all but some are; a stamp is searched on those of others.")
     candidates, by_class = [], {}
-    with progress("scan", total=len(families) * how.restarts * classes) as bar:
+    with torch.enable_grad(), progress("scan", total=len(families) * how.restarts * classes) as bar:
         for family in families:
             stamps, reached, success = _searched(model, working, measuring, family, classes, how, generator, bar)
             first = int(reached.argmax())

@@ -181,7 +181,7 @@ def fit(
                 parameter.copy_(value)
     started = time.perf_counter() - effort.seconds
     planned = min(epochs * len(images), effort.images + remaining * recipe.batch_size)
-    with safely(model), progress(title, total=planned) as bar:
+    with torch.enable_grad(), safely(model), progress(title, total=planned) as bar:
         bar.update(effort.images)
         for epoch in range(first, epochs):
             set_rate(epoch)

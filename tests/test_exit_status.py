@@ -116,3 +116,13 @@ def test_labels_of_any_whole_type_are_taken_and_other_classes_refused():
     for kind in (torch.int32, torch.uint8, torch.bool):
         again = purify(model, images, labels.to(kind))
         assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), again.parameters(), strict=True))
+
+
+def test_images_that_are_no_numbers_are_refused_and_a_scan_needs_no_gradient_mode():
+    images, labels = torch.rand(40, 3, 8, 8), torch.arange(40) % 2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    with torch.no_grad():
+        assert scan(model, images, labels, families=("pixel",)).candidates
+    images[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ConfigError, match="no finite numbers"):
+        scan(model, images, labels)

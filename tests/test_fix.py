@@ -250,6 +250,14 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(here, capsys):
     shutil.copy("w.pt", here / "w.pt")
     assert cli.main(given(here / "w.pt", weights=here / "w.pt", force=True)) == 2
     assert "same file" in capsys.readouterr().err
+    assert cli.main(given(here / "p.pt", json=here / "in" / ".." / "p.pt")) == 2
+    assert "are the same file" in capsys.readouterr().err
+
+
+def test_two_equal_runs_write_equal_weights(here):
+    for name in ("a", "b"):
+        assert cli.main(given(here / f"{name}.safetensors")) in (0, 1)
+    assert (here / "a.safetensors").read_bytes() == (here / "b.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("failing", ["p.html", "p.pt"])

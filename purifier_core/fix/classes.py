@@ -47,7 +47,7 @@ def read_names(path: Path) -> dict[str, int]:
     ImageNet's {"0": ["n01440764", "tench"]} gives both names. Raises ConfigError for anything else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         content: Any = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
     except (OSError, ValueError) as problem:
         raise ConfigError(f"{path} cannot be read as class names ({type(problem).__name__}).") from problem

@@ -51,6 +51,8 @@ def anywhere(folder: Path) -> Folder:
         _check_name(folder, inside)
         if path.is_symlink() and path.is_dir():
             raise ConfigError(f"{path} is a link to a folder; put the folder itself there, or name it with --images.")
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"{path} is a link to a file that is not there.")
         if path.is_file() and not any(part.startswith(".") for part in inside.parts):
             files.append(path)
     paths = [path for path in files if path.suffix.lower() in ENDINGS]

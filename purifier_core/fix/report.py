@@ -233,7 +233,8 @@ def _loading(facts: Facts) -> str:
     options = facts.options
     source, _, factory = options.model.partition(":")
     count = "" if options.classes is None else f"num_classes={options.classes}"
-    imports, call = f"from {source.removesuffix('.py')} import {factory}", f"{factory}({count})"
+    module = Path(source).stem if source.endswith(".py") else source
+    imports, call = f"from {module} import {factory}", f"{factory}({count})"
     if source in ("timm", "torchvision"):
         imports = "import timm" if source == "timm" else "from torchvision.models import get_model"
         more = f", {count}" if count else ""

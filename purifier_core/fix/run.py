@@ -101,6 +101,8 @@ def import_all() -> None:
 
 def check_writable(paths: Sequence[Path], options: Options, force: bool = False) -> None:
     """Raise ConfigError, before anything is computed, for a file that cannot be written or must not be replaced."""
+    if len({path.absolute().resolve() for path in paths}) < len(paths):
+        raise ConfigError(f"two of {', '.join(map(str, paths))} are the same file.")
     for path in paths:
         if not path.parent.is_dir():
             raise ConfigError(f"the folder {path.parent} of {path.name} does not exist.")

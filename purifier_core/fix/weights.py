@@ -81,7 +81,7 @@ def write(network: Wrapped, path: Path, suffix: str, **notes: Any) -> None:
     if suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(state, path, metadata={"format": "pt", "purifier": json.dumps(notes)})
+        save_file(state, path, metadata={"purifier": json.dumps(notes)})  # one entry: the order of several varies
     else:
         save_tensors({"state": state, "purifier": notes}, path)
 
