@@ -50,7 +50,8 @@ def test_what_the_records_decide_is_said_with_number_seeds_and_place(store):
     assert "5.0 (5.0 to 5.0) and 0.0 (0.0 to 0.0) with crops, which the release has" in text
     assert "NAD leaves an ASR of 65.0 (5.0 to 100.0)" in text
     assert text.count("(3 seeds, 75 %.)") + 1 == len(sentences(store)) == 4
-    assert "(seen in 3 seeds; more can only widen a range.)" in text
+    assert settings.accuracies(store).endswith("have an ACC, in percent, of: MNIST (VGG-16) 99.0.")
+    assert "(Seen in 3 seeds; more can only widen a range.)" in text
 
 
 def test_a_seed_whose_backdoor_did_not_take_enters_no_finding(store):

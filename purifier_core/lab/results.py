@@ -168,20 +168,22 @@ def _read(experiment: Experiment, store: Store) -> Results:
     grid = experiment.full_grid()
     places = [number(grid.cell(column, row, 0, sizes[-1])) for row, column in grid.places(sizes[-1])]
     by_place = recorded(store, places, sizes)
-    records, missing = [], []
+    records, missing, passed_over = [], [], False
     for place in dict.fromkeys(places):
         choices = [size for size in sizes if (place, size) in by_place]
+        largest = choices[:1]
         if experiment.seeds_first:  # a single run of a large network hides no seeds of a small one
             counts = {size: len(by_place[place, size]) for size in choices}
             choices = enough_first(choices, counts.__getitem__)
         if choices:
+            passed_over |= choices[:1] != largest
             records += by_place[place, choices[0]]
         else:
             missing.append(place)
     used = [size for size in sizes if any(record.cell.profile == size for record in records)]
     profile = used[0] if used else sizes[-1]
-    largest = "the largest with enough seeds" if experiment.seeds_first else "the largest with records"
-    reason = "as asked" if request != "auto" else "the reference" if profile == "paper" else largest
+    why = "the largest with enough seeds" if passed_over else "the largest with records"
+    reason = "as asked" if request != "auto" else "the reference" if profile == "paper" else why
     seeds = sorted({record.cell.seed for record in records}) or experiment.seeds
     gaps = [replace(place, profile=profile, seed=seeds[0]) for place in missing]
     return Results(replace(grid, seeds=seeds), profile, reason if used else "no records yet", records, gaps)

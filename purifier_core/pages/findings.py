@@ -240,7 +240,7 @@ def seeds_differ(settings: Settings) -> Finding | None:
         f"holds for a defense if two of its seeds lie {APART:g} points or more apart.",
         Decision(True, wide[widest].n),
         tuple(places),
-        f"seen in {wide[widest].n} seeds; more can only widen a range",
+        f"Seen in {wide[widest].n} seeds; more can only widen a range",
     )
 
 

@@ -83,6 +83,14 @@ def grouped(settings: Iterable[Setting]) -> list[str]:
     return [f"{title(dataset)} ({', '.join(names)})" for dataset, names in attacks.items()]
 
 
+def accuracies(store: Store | None = None) -> str:
+    """The ACC of the undefended networks with BadNets, in a sentence: what every finding starts from."""
+    settings = Settings(store)
+    by_place = {s: settings.records(s, Column("none")).values() for s in settings.every if s[2] == MAIN[2]}
+    texts = [f"{place_name(s)} {measured(records, 'acc').mean:.1f}" for s, records in by_place.items() if records]
+    return f"Without a defense the networks with BadNets have an ACC, in percent, of: {', '.join(texts)}."
+
+
 def repairs(store: Store | None = None) -> pd.DataFrame:
     """What the two repairs that the package offers leave of BadNets, as text: ASR in percent by network."""
     settings = Settings(store)
