@@ -61,6 +61,11 @@ def test_a_record_stands_in_one_place(name):
     assert len(set(cells)) == len(cells)
 
 
+def test_the_headline_says_why_this_size_is_shown(shown):
+    assert "the largest with enough seeds" in shown["defenses"].headline, "one run at wide is passed over"
+    assert "the largest with records" in shown["breaking"].headline
+
+
 def test_the_book_shows_every_seed_that_a_number_has_at_its_largest_size(shown):
     """Each place of a table has its own seeds; none is left out because another place lacks it. Where defenses are
     judged, one whose backdoor did not take is, and it is named."""
