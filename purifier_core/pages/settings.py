@@ -105,4 +105,5 @@ def repairs(store: Store | None = None) -> pd.DataFrame:
         by_head = {head: settings.records(setting, column).values() for head, column in columns.items()}
         texts = {head: measured(records, "asr").text() if records else "missing" for head, records in by_head.items()}
         lines[place_name(setting)] = texts
-    return pd.DataFrame.from_dict(lines, orient="index", columns=list(columns)).rename_axis(f"ASR, % ({settings.profile})")
+    frame = pd.DataFrame.from_dict(lines, orient="index", columns=list(columns))
+    return frame.rename_axis(f"ASR, % ({settings.profile})")
