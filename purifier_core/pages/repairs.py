@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from purifier_core.lab import methods
 from purifier_core.lab.cells import TARGET_CLASS
@@ -181,6 +180,8 @@ def named(record: Record) -> bool:
 
 def passes(results: Results) -> list[str]:
     """What passes the repair, first: each row that misses the bar, what the scan did not find, and false alarms."""
+    from scipy.stats import binomtest
+
     rows = judged(results)
     if not rows:
         return [f"No record of Scan-repair at profile {results.shown} is there yet."]
