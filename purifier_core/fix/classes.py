@@ -26,7 +26,7 @@ def numbered(folders: Sequence[str], options: Options) -> dict[str, int]:
     if options.class_index:
         if wrong := [name for name in folders if not name.isdecimal()]:
             raise ConfigError(f"--class-index: the folder {wrong[0]!r} is no class number.")
-        if wrong := [name for name in folders if len(name.lstrip("0")) > 9]:
+        if wrong := [name for name in folders if not is_number(name)]:
             raise ConfigError(f"--class-index: the folder {wrong[0]!r} is too large a class number.")
         numbers = {name: int(name) for name in folders}
         if len(set(numbers.values())) < len(numbers):
@@ -39,6 +39,11 @@ def numbered(folders: Sequence[str], options: Options) -> dict[str, int]:
         return {name: names[name] for name in folders}
     order = sorted(folders, key=_natural) if options.natural else sorted(folders)
     return {name: number for number, name in enumerate(order)}
+
+
+def is_number(name: str) -> bool:
+    """Whether a name can be a class number: digits alone, and below a thousand million."""
+    return name.isdecimal() and len(name.lstrip("0")) <= 9
 
 
 def read_names(path: Path) -> dict[str, int]:

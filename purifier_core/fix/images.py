@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from purifier_core.checks import ConfigError
-from purifier_core.fix.classes import numbered, read_names
+from purifier_core.fix.classes import is_number, numbered, read_names
 from purifier_core.fix.options import Options
 from purifier_core.fix.pixels import Pixels
 from purifier_core.progress import progress
@@ -68,7 +68,7 @@ def of_classes(top: Path, names: dict[int, str], options: Options) -> Folder:
     every, numbers = anywhere(top), {name: number for number, name in names.items()}
     inside = [path.relative_to(top).parts[0] for path in every.paths]
     if options.class_index:  # also of classes without clean images
-        numbers |= {name: int(name) for name in inside if name.isdecimal() and len(name.lstrip("0")) <= 9}
+        numbers |= {name: int(name) for name in inside if is_number(name)}
     elif options.class_names:
         numbers = read_names(options.class_names)
     if not all(name in numbers for name in inside):

@@ -98,9 +98,9 @@ class Comparison:
             if others.any():
                 before, after = (rate(predicted.eq(self.target)[others]) for predicted in pair)
                 rates["ASR"] = (before, after)
-            if labels is not None and others.any():
-                before, after = (rate(predicted.eq(labels)[others]) for predicted in pair)
-                rates["RA"] = (before, after)
+                if labels is not None:
+                    before, after = (rate(predicted.eq(labels)[others]) for predicted in pair)
+                    rates["RA"] = (before, after)
         return rates
 
     def most(self) -> list[tuple[str, float, float | None]]:

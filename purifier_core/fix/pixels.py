@@ -90,12 +90,12 @@ def choose(options: Any, channels: int, own: Mapping[str, Any] | None) -> Pixels
     pixels = Pixels(channels=channels)
     if channels == 1:
         pixels = replace(pixels, mean=(0.0,), std=(1.0,))
-    told = options.size is not None and options.normalize is not None
-    if own and not told:
+    both_given = options.size is not None and options.normalize is not None
+    if own and not both_given:
         pixels = _timm(pixels, own, "timm's configuration of this network")
     for name, read in (("preprocessor_config.json", _hugging_face), ("config.json", _timm_file)):
         path = options.weights.parent / name
-        if path.is_file() and not told and (content := _json(path)):
+        if path.is_file() and not both_given and (content := _json(path)):
             pixels = read(pixels, content, str(path))
     if options.size is not None:
         pixels = replace(pixels, size=options.size, resize=None, square=False)

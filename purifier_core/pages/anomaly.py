@@ -119,9 +119,9 @@ def suppressed(results: Results, init: str) -> Decision:
     return in_vain(results) or decide({seed: 2 * after[seed] <= before[seed] for seed in seeds})
 
 
-def yes_of(init: str) -> str:
-    """What it means that the anomaly is suppressed: a network from fresh weights never saw the trigger."""
-    return "nothing to suppress, since it never saw the trigger" if init == "random" else "yes"
+def yes_of(init: str, yes: str) -> str:
+    """`yes` for a suppressed anomaly, but for a network from fresh weights, which never saw the trigger."""
+    return "nothing to suppress, since it never saw the trigger" if init == "random" else yes
 
 
 def maps_by_seed(results: Results) -> dict[int, dict[str, float]]:
@@ -210,7 +210,7 @@ def reading(results: Results) -> list[str]:
         return [*lines, f"The anomaly is seen ({threshold}): {seen(results).text('yes', 'no')}."]
     inits = [dict(column.switches)["init"] for column in columns if column.switches]
     return lines + [
-        f"The module suppresses the anomaly, init={init}: {suppressed(results, init).text(yes_of(init), 'no')}."
+        f"The module suppresses the anomaly, init={init}: {suppressed(results, init).text(yes_of(init, 'yes'), 'no')}."
         for init in inits
     ]
 

@@ -257,7 +257,7 @@ def _figure12(results: Results) -> tuple[str, str, str]:
     inits = results.experiment.init  # type: ignore[attr-defined]
     words = {
         f"<code>{init}</code>": anomaly.suppressed(results, init).text(
-            "nothing to suppress" if init == "random" else "suppressed", "not suppressed"
+            anomaly.yes_of(init, "suppressed"), "not suppressed"
         )
         for init in inits
     }

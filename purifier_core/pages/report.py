@@ -219,11 +219,11 @@ def reading(results: Results) -> list[str]:
     high = [c.label for c, (_, asr) in pairs.items() if asr.low >= 100 * TAKEN]
     counts = sorted({acc.n for acc, _ in pairs.values()})
     number = runs(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    every, mean = ("", "") if counts == [1] else (" in every seed", "mean ")
+    in_every_seed, mean = ("", "") if counts == [1] else (" in every seed", "mean ")
     lines = [
-        f"At {row_label(experiment, row)} (profile {results.shown}; {number}), ASR is below 10 %{every} for "
-        f"{', '.join(low) or 'no method'} ({mean}ACC / ASR in percent), and {100 * TAKEN:g} % or more{every} for "
-        f"{', '.join(high) or 'none'}."
+        f"At {row_label(experiment, row)} (profile {results.shown}; {number}), ASR is below 10 %{in_every_seed} for "
+        f"{', '.join(low) or 'no method'} ({mean}ACC / ASR in percent), and {100 * TAKEN:g} % or "
+        f"more{in_every_seed} for {', '.join(high) or 'none'}."
     ]
     gaps = {
         c: max(abs(v.mean - paper[row, c.name, metric]) for metric, v in zip(METRICS, pair, strict=True))
