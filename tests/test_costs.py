@@ -84,7 +84,7 @@ def test_costs_are_means_over_seeds_at_3000_images(tmp_path):
         effort = {"seconds": 10.0, "training_seconds": 4.0, "epochs": 10.0, "images": (1 + seed) * size}
         store.save(record(cell, 0.9, 0.1, effort=effort))
     line = costs.methods(store).loc["small", "Finetuning"]
-    assert line[["epochs", "images trained on", "seconds, training", "seconds, all", "seeds"]].tolist() == [
+    assert line[["epochs", "images", "seconds, training", "seconds, all", "seeds"]].tolist() == [
         "10.0",
         "4,500",
         "4",

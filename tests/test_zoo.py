@@ -14,7 +14,7 @@ from purifier_core.checks import ConfigError
 from purifier_core.evaluation import accuracy, predict, share
 from purifier_core.lab import data, packing, zoo
 from purifier_core.lab.attacks import badnets, blend, sig
-from purifier_core.lab.cache import kept
+from purifier_core.lab.cache import digest, kept
 from purifier_core.lab.cells import TARGET_CLASS, Cell
 from purifier_core.lab.draws import derive
 from purifier_core.lab.records import Store
@@ -31,7 +31,7 @@ def test_the_zoo_is_small_enough_to_clone():
 def test_a_network_has_the_weights_of_its_card_in_half_precision(name):
     state = zoo.read(zoo.FOLDER / name / "weights.safetensors")
     card = zoo.card(name)
-    assert zoo.digest(state) == card["digest"]
+    assert digest(state) == card["digest"]
     assert {tensor.dtype for tensor in state.values()} == {torch.float16, torch.int64}
     loaded = zoo.load(name)
     assert (loaded.stamp is None) == (card["cell"]["attack"] == "none")
@@ -185,6 +185,9 @@ def test_the_page_counts_what_fails_by_name():
     assert pages.advice({"good": every["good"]}).endswith(
         f"1 of the 1 networks of the zoo whose backdoor took; none passes it. {further}"
     )
+    tuned = {"mnist-badnets": every["good"], "gtsrb-blend": every["stays"]}  # the first had a part in the choice
+    assert "A setting was chosen on 1 of the 2; of the other 1 it reaches this in 0. In a" in pages.advice(tuned)
+    assert pages.reading(tuned)[2].startswith("On mnist-badnets a setting of the scan or the repair was chosen")
     row = pages.table(every).loc["good"]
     assert row["the scan"] == "backdoor suspected: class 5, patch"
     assert row["RA, before → after"] == "0.0 → 97.0"

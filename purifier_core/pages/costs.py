@@ -16,6 +16,7 @@ from purifier_core.lab.experiments import EXPERIMENTS
 from purifier_core.lab.experiments.comparison import Defenses
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3
+from purifier_core.lab.methods import ours
 from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import look_up
@@ -81,11 +82,12 @@ def whole_runs() -> list[str]:
 
 
 def operations(cell: Cell, images: float) -> float:
-    """Floating-point operations of training on a number of images, forward and backward, in units of 10^12; nan if no
-    benchmark has counted the network."""
+    """Floating-point operations on a number of images, in units of 10^12: forward and backward, and of a bound forward
+    alone. nan if no benchmark has counted the network."""
+    kind = "forward" if cell.defense in ours() else "training"
     for benchmark in benchmarks().values():
         if counted := benchmark["flops"][cell.network].get(_WIDTHS.get(cell.width, "")):
-            return images * counted["training"] / 1e12
+            return images * counted[kind] / 1e12
     return float("nan")
 
 
@@ -112,7 +114,7 @@ def _cost(records: list[Record]) -> dict[str, str]:
     images = fmean(r.effort["images"] for r in records)
     return {
         "epochs": f"{fmean(r.effort['epochs'] for r in records):.1f}",
-        "images trained on": f"{images:,.0f}",
+        "images": f"{images:,.0f}",
         "10^12 operations": f"{operations(records[0].cell, images):.2f}",
         "seconds, training": f"{fmean(r.effort.get('training_seconds', r.effort['seconds']) for r in records):,.0f}",
         "seconds, all": f"{fmean(map(seconds, records)):,.0f}",
@@ -149,6 +151,21 @@ def whole(store: Store | None = None) -> list[str]:
     return lines or ["No record is there yet."]
 
 
+def memory(store: Store | None = None) -> list[str]:
+    """The most memory that a process held at each profile, of the records that measured it."""
+    every = [r for r in (store or Store()).all() if not (r.failed or r.stale)]
+    lines = []
+    for profile in PROFILES:
+        records = [r for r in every if r.cell.profile == profile]
+        peaks = [r.provenance["peak_mib"] for r in records if r.provenance.get("peak_mib")]
+        if peaks and profile != "quick":
+            lines.append(
+                f"Memory at {profile}: at most {max(peaks) / 1024:.1f} GiB in a process, of the {len(peaks):,} of "
+                f"{len(records):,} records that measured it."
+            )
+    return lines
+
+
 def _sum(what: str, records: list[Record], of: int) -> str:
     """The cost of what is recorded of a whole, and how much of it that is."""
     images = sum(r.effort["images"] for r in records)
@@ -156,10 +173,8 @@ def _sum(what: str, records: list[Record], of: int) -> str:
     counted = [number for number in work if not math.isnan(number)]
     unknown = f" (not counted in {len(work) - len(counted)} of them)" if len(counted) < len(work) else ""
     hours = sum(map(seconds, records)) / 3600
-    peak = max((r.provenance.get("peak_mib", 0) for r in records), default=0)
-    memory = f", which holds at most {peak / 1024:.1f} GiB" if peak else ""
     done = f"its {of} cells" if len(records) == of else f"the {len(records)} of its {of} cells that are recorded"
     return (
         f"{what}: {done} took {images / 1e6:.1f} million images to train on, {sum(counted):,.0f} × 10^12 "
-        f"floating-point operations{unknown}, and {hours:.1f} hours of one process{memory}."
+        f"floating-point operations{unknown}, and {hours:.1f} hours of one process."
     )

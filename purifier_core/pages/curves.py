@@ -1,4 +1,4 @@
-"""Efficiency curves: ACC and ASR after every epoch of every defense, as their records hold them.
+"""Efficiency curves: ACC and ASR in the course of every defense, as their records hold them.
 
 They are taken on fixed test images. They are only watched: nothing is chosen by them. Epoch 0, a dot, is the network
 that the defense was given. A gap is a stage whose network is not the result: the Finetuning with which MCR and NAD

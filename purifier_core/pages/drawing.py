@@ -19,15 +19,15 @@ def theme(style: str = "whitegrid") -> None:
     sns.set_theme(style=style, context="paper", rc=sizes | {"xtick.labelsize": 10, "ytick.labelsize": 10})
 
 
-def seeds(axis: Any, value: Estimate, place: float, colour: str = OURS, reach: float = 0.2) -> None:
-    """One dot for each seed around the height `place`, spread over `reach` to either side, and the mean as a bar.
+def seeds(axis: Any, value: Estimate, place: float, colour: str = OURS) -> None:
+    """One dot for each seed around the height `place`, spread to either side, and the mean as a bar.
 
     One run alone is a hollow dot without a bar.
     """
     if value.n == 1:
         axis.scatter(value.mean, place, s=26, facecolor="white", edgecolor=colour, linewidth=1.4, zorder=3)
         return
-    heights = [place + reach * (2 * k / (value.n - 1) - 1) for k in range(value.n)]
+    heights = [place + 0.2 * (2 * k / (value.n - 1) - 1) for k in range(value.n)]
     axis.plot([value.mean, value.mean], [place - 0.38, place + 0.38], color=colour, alpha=0.5, linewidth=2.5, zorder=2)
     axis.scatter(value.values, heights, s=20, color=colour, edgecolor="white", linewidth=0.4, zorder=3)
 

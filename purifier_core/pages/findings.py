@@ -157,18 +157,16 @@ def comes_from_fresh_weights(settings: Settings) -> Finding | None:
         return None
 
     def points(init: str, crops: bool) -> str:
-        acc, asr = ({seed: pair[i] for seed, pair in every[init, crops].items()} for i in (0, 1))
+        acc, asr = ({seed: every[init, crops][seed][i] for seed in seeds} for i in (0, 1))
         return f"{estimate(acc).text()} and {estimate(asr).text()}"
+
+    def apart(i: int) -> float:
+        return 100 * abs(fmean(every["full", False][seed][i] - every["random", False][seed][i] for seed in seeds))
 
     def near(granularity: str, crops: bool) -> Decision:
         records = settings.records(MAIN, module(granularity, "random"), crops)
         return decide({s: max(_away(r, METHODS[granularity].label)) <= NEAR / 100 for s, r in records.items()})
 
-    by_acc = [
-        fmean(every["full", crops][seed][0] - every["random", crops][seed][0] for seed in seeds)
-        for crops in (True, False)
-    ]
-    alone = "ACC alone hardly does" if max(map(abs, by_acc)) < NEAR / 100 else "so does ACC"
     words = {True: f"within {NEAR:g} points, with crops", False: f"within {NEAR:g} points, without crops"}
     return Finding(
         "Started from fresh weights, as the released script does, Purifier comes near its published numbers, nearest "
@@ -176,7 +174,8 @@ def comes_from_fresh_weights(settings: Settings) -> Finding | None:
         f"{place_name(MAIN)}, mean distance of the three modules from the published ACC and ASR, in points: "
         f"{points('random', False)} from fresh weights without crops, the best of {len(every)} readings; "
         f"{points('random', True)} with crops, which the release has; {points('full', False)} from the backdoored "
-        f"network without crops; {points('full', True)} with. ASR tells the starts apart, {alone}.",
+        f"network without crops; {points('full', True)} with. Without crops the two starts lie {apart(1):.1f} points "
+        f"apart in ASR, and {apart(0):.1f} in ACC.",
         decision,
         tuple(Place(words[crops], METHODS[g].label, near(g, crops)) for crops in words for g in GRANULARITIES),
     )

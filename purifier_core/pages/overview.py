@@ -72,9 +72,9 @@ def ranges(seeds: Collection[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def linked(store: Store | None = None) -> pd.DataFrame:
+def linked() -> pd.DataFrame:
     """`table`, its names as links from a page of the book to the notebooks' pages."""
-    frame = table(store)
+    frame = table()
     names = {kind.title: kind.name for kind in SUPPLEMENT}
     links = [(f'<a href="../notebooks/{names[title]}.html">{title}</a>', size) for title, size in frame.index]
     frame.index = pd.MultiIndex.from_tuples(links, names=frame.index.names)

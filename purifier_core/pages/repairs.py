@@ -141,7 +141,7 @@ class Row:
     seeds: int
 
     @property
-    def passes(self) -> str:
+    def misses(self) -> str:
         """Why the row misses the bar, in words; empty where it does not."""
         reasons = []
         if self.left is not None and self.left > LEFT:
@@ -185,7 +185,7 @@ def passes(results: Results) -> list[str]:
     rows = judged(results)
     if not rows:
         return [f"No record of Scan-repair at profile {results.shown} is there yet."]
-    lines = [f"**{row.label}** passes: {row.passes}." for row in rows if row.judged and row.passes]
+    lines = [f"**{row.label}** passes: {row.misses}." for row in rows if row.judged and row.misses]
     missed = [f"{row.label} ({row.seeds - row.found} of {row.seeds})" for row in rows if row.found < row.seeds]
     if missed:
         lines.append(f"The scan did not find the backdoor in {'; '.join(missed)}.")
@@ -203,7 +203,7 @@ def anyway(results: Results) -> list[str]:
     rows = [row for row in judged(results, ANYWAY) if row.judged]
     if not rows:
         return []
-    met = sum(not row.passes for row in rows)
+    met = sum(not row.misses for row in rows)
     line = f"Repaired anyway, whatever the scan says: {met} of {len(rows)} rows are as a clean network is."
     clean = {
         row: records for (row, column), records in results.by_place.items() if row[0] == "none" and column == ANYWAY
@@ -227,7 +227,7 @@ def bar(rows: list[Row]) -> str:
     sentence = f"The scan found the backdoor in {hits} of {networks} networks ({_against(hits / networks, FOUND)})"
     if not complete:
         return f"{sentence}. No row has a clean network of its own beside it yet."
-    met = sum(not row.passes for row in complete)
+    met = sum(not row.misses for row in complete)
     seeds = sorted({row.seeds for row in complete})
     each = runs(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     share = _against(met / len(complete), ROWS)

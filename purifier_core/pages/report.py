@@ -152,9 +152,9 @@ def styled(table: pd.DataFrame, name: str, kind: str = "results") -> str:
     return f'<div class="results-scroll">{style.to_html()}</div>'
 
 
-def as_text(table: pd.DataFrame, width: int = 9) -> str:
-    """The table for a terminal: `width` columns at a time, so that the paper's nine stay together."""
-    blocks = [table.iloc[:, start : start + width] for start in range(0, table.shape[1], width)]
+def as_text(table: pd.DataFrame) -> str:
+    """The table for a terminal: nine columns at a time, so that the paper's nine stay together."""
+    blocks = [table.iloc[:, start : start + 9] for start in range(0, table.shape[1], 9)]
     return "\n\n".join(block.to_string() for block in blocks)
 
 

@@ -83,7 +83,8 @@ def _span(method: str, asr_percent: float) -> tuple[int, int] | None:
         return None
     low, high = _bounds(asr_percent, value["MNIST"])
     most = min(100 / (v - 0.005) if v > 0.005 else float("inf") for v in value)
-    return math.ceil(low), math.floor(min(high, most, 10_000))
+    low, high = round(low, 9), round(min(high, most, 10_000), 9)  # whole where they are whole in decimals
+    return math.ceil(low), math.floor(high)
 
 
 def _bounds(asr_percent: float, bar: float) -> tuple[float, float]:

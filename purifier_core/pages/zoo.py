@@ -7,6 +7,7 @@ import pandas as pd
 
 from purifier_core.files import ROOT
 from purifier_core.pages.defenses import COST
+from purifier_core.pages.scan_settings import tuned_on
 from purifier_core.pages.statistics import TAKEN
 from purifier_core.recipes import NOTHING, SUSPECTED
 
@@ -44,11 +45,13 @@ def reading(outcomes: dict[str, Outcome] | None = None) -> list[str]:
         f"ACC is of {held_out} clean images that were held out, ASR and RA of {triggered} triggered ones.",
         f"Of {len(took)} networks with a backdoor that took, the scan names the attacker's class in "
         f"{len(took) - len(missed)}{_but(missed)}.",
+        _fair(list(took)),
         f"After the repair the ASR is at most {100 * GONE:.0f} % in {len(took) - len(stayed)} of them{_but(stayed)}.",
         f"Of {len(clean)} clean networks nothing stands out in {len(clean) - len(alarms)}{_but(alarms)}.",
     ]
     missing = [path.parent.name for path in sorted(PATH.parent.glob("*/card.json")) if path.parent.name not in outcomes]
     lines += [f"The attack itself did not take in {', '.join(weak)}."] if weak else []
+    lines = [line for line in lines if line]
     return lines + ([f"Not tried yet: {', '.join(missing)}."] if missing else [])
 
 
@@ -62,19 +65,37 @@ def advice(outcomes: dict[str, Outcome] | None = None) -> str:
     gone = [outcome for name, outcome in took.items() if name not in passing]
     dear = [outcome for outcome in gone if _fall(outcome) > COST]
     cost = f"; in {len(dear)} of these ACC falls by more than {COST:g} points" if dear else ""
-    names = " and ".join([", ".join(passing[:-1]), passing[-1]] if len(passing) > 1 else passing)
-    rest = f"{names} {'pass' if len(passing) > 1 else 'passes'}" if passing else "none passes"
+    others = [name for name in took if not _tuned_on(name)]
+    fair = (
+        f" A setting was chosen on {len(took) - len(others)} of the {len(took)}; of the other {len(others)} it reaches "
+        f"this in {sum(name not in passing for name in others)}."
+        if len(others) < len(took)
+        else ""
+    )
+    rest = f"{_and(passing)} {'pass' if len(passing) > 1 else 'passes'}" if passing else "none passes"
     return (
         "**To repair a network of your own** take Scan-repair, `purifier fix --method scan-repair`, for a trigger that "
         f"is the same on every image. With {method} clean images, and {held_out} held out, it leaves an ASR of at most "
         f"{100 * GONE:.0f} % in {len(gone)} of the {len(took)} networks of the zoo whose backdoor took{cost}; {rest} "
-        "it. "
-        "In a network that you distrust although the scan suspects nothing, `--anyway` unlearns what stands out most."
+        f"it.{fair} In a network that you distrust although the scan suspects nothing, `--anyway` unlearns what stands "
+        "out most."
     )
 
 
 def _taken(outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
     return {name: outcome for name, outcome in outcomes.items() if _asr(outcome, "before") >= TAKEN}
+
+
+def _tuned_on(name: str) -> bool:
+    """Whether a setting of the scan or of the repair was chosen on a network."""
+    path = PATH.parent / name / "card.json"
+    cell = json.loads(path.read_text())["cell"] if path.exists() else {}
+    return (cell.get("dataset"), cell.get("attack"), cell.get("seed")) in tuned_on()
+
+
+def _fair(took: list[str]) -> str:
+    tuned = [name for name in took if _tuned_on(name)]
+    return f"On {_and(tuned)} a setting of the scan or the repair was chosen: they flatter both." if tuned else ""
 
 
 def _passing(took: dict[str, Outcome]) -> list[str]:
@@ -115,6 +136,10 @@ def _asr(outcome: Outcome, when: str) -> float:
 
 def _percent(rate: Outcome) -> str:
     return f"{100 * rate['share']:.1f}"
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _but(names: list[str]) -> str:
