@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import torch
 
-from purifier_core.files import save_tensors, write_atomically
+from purifier_core.files import ROOM, save_tensors, write_atomically
 
 PAUSE = 10.0
-"""The least number of seconds between two states on disk. A state is written after an epoch: at most one is lost."""
+"""The least number of seconds between two states on disk. A kill loses as much, or an epoch if that is longer."""
 
 
 class Carried(Protocol):
@@ -63,7 +63,7 @@ class Place:
             return
         carried = [part.get_state() for part in self.carried]
         content = {"training": self.training, "state": state, "carried": carried}
-        write_atomically(self.path, partial(save_tensors, content))
+        write_atomically(self.path, partial(save_tensors, content), ROOM)
         self.written = time.monotonic()
 
 
@@ -80,7 +80,7 @@ _FOLDER: ContextVar[_Folder | None] = ContextVar("checkpoints", default=None)
 def checkpoints(folder: Path, carried: Sequence[Carried] = (), pause: float = PAUSE) -> Iterator[None]:
     """Inside, every `fit` keeps its state in `folder`, numbered in the order of the calls.
 
-    The same calls made again, after the process was killed, go on from there; a call that had ended is over at once.
+    The same calls made again, after the process was killed, go on from the last states.
     `carried` is kept with each of them. The folder goes when the block ends without an error.
     """
     token = _FOLDER.set(_Folder(folder, carried, pause))

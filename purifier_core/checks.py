@@ -18,12 +18,12 @@ def one_of(name: str, value: Any, allowed: Any) -> Any:
     raise ConfigError(f"{name}={value!r} is not known; allowed: {', '.join(map(str, choices))}.{hint}")
 
 
-def integer(name: str, value: Any, low: int, high: int, example: str = "") -> int:
+def integer(name: str, value: Any, low: int, high: int, more: str = "") -> int:
     """Return `value` if it is a whole number from `low` to `high`; otherwise raise a ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(
-            f"{name}={value!r} is a {type(value).__name__}; it must be a whole number from {low} to {high}{example}."
+            f"{name}={value!r} is a {type(value).__name__}; it must be a whole number from {low} to {high}{more}."
         )
     if not low <= value <= high:
-        raise ConfigError(f"{name}={value!r} is out of range; allowed: {low} to {high}{example}.")
+        raise ConfigError(f"{name}={value!r} is out of range; allowed: {low} to {high}{more}.")
     return value

@@ -64,8 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.add_argument(
                     "--" + field.name.replace("_", "-"), type=_plain, default=field.default, help=_HELP[field.name]
                 )
-            if name not in ("all", "cell"):
-                options.add_argument("--figure", metavar="PATH", help="also draw the figure into this file (png, svg)")
+            if name not in ("all", "breaking", "cell"):
+                options.add_argument(
+                    "--figure", metavar="PATH", help="also draw the figure into this file: png, svg, pdf"
+                )
             if verb == "run":
                 options.add_argument("--workers", type=_plain, default=1, help="processes that compute, by default 1")
                 options.add_argument(
@@ -86,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     animals = verbs.add_parser("zoo", help="backdoored networks, ready to try a repair on", allow_abbrev=False)
     animals.add_argument("name", nargs="?", metavar="NAME", help="one of them; without, they are listed")
     animals.add_argument("--out", type=Path, metavar="FOLDER", help="write its weights, its trigger and images here")
-    animals.add_argument("--pack", action="store_true", help="put it, or all that are cached and lack, into the zoo")
+    animals.add_argument(
+        "--pack", action="store_true", help="pack this network; without a name, every cached one that the zoo lacks"
+    )
     animals.add_argument("--page", action="store_true", help="make its repairs for the book's page 'Try it'")
     animals.add_argument("--seed", type=_plain, default=0, help="with --pack and a name: the seed, by default 0")
     animals.add_argument("--device", default="auto", help="with --pack or --page: auto, cpu or cuda")
@@ -235,6 +239,10 @@ def visit(store: Store, name: str | None, out: Path | None, pack: bool, page: bo
     """List the zoo, print a card, write a network for use elsewhere, or pack networks into it."""
     from purifier_core.lab import live, packing, zoo
 
+    if out and (pack or page):
+        raise ConfigError("--out writes a network of the zoo; leave --pack and --page out.")
+    if seed and not (pack and name):
+        raise ConfigError("--seed goes with --pack and a network's name.")
     if page:
         cell = packing.cells()[one_of("network", name, live.PAGE)]
         live.make(str(name), packing.work(store, cell, device))

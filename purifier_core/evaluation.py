@@ -22,9 +22,9 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.to(memory_format=torch.channels_last).float().div_(255)
 
 
-def held_out(count: int, share: float = 0.2) -> tuple[slice, slice]:
-    """The clean set in two parts: one to work on, and then `share` of it to choose an operating point on."""
-    cut = count - max(1, round(share * count))
+def held_out(count: int) -> tuple[slice, slice]:
+    """The clean set in two parts: one to work on, and then a fifth of it to choose an operating point on."""
+    cut = count - max(1, round(0.2 * count))
     return slice(0, cut), slice(cut, count)
 
 
@@ -54,7 +54,7 @@ def evaluated_in_bf16(rounded: bool = True) -> Iterator[None]:
 
 
 def answering(device: torch.device) -> torch.autocast:
-    """The precision in which a network is asked."""
+    """bf16 autocast inside `evaluated_in_bf16`; else the network's own precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=_EVALUATED_IN_BF16.get())
 
 
@@ -86,7 +86,9 @@ def predict(model: Callable[[torch.Tensor], Any], images: torch.Tensor, batch_si
 def classes(outputs: torch.Tensor) -> torch.Tensor:
     """The predicted classes (N,) behind outputs (N, K); raises DivergedError as `predict` does."""
     if not outputs.isfinite().all():
-        raise DivergedError("the network's outputs are no numbers: training diverged; try a smaller learning rate.")
+        raise DivergedError(
+            "the network's outputs are not finite numbers; if it was trained here, lower the learning rate."
+        )
     return outputs.argmax(1)
 
 

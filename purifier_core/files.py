@@ -15,13 +15,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 """The repository: `data/` is found from the package, whatever the working directory."""
 
+PLACE = "make room or permit writing there."
+"""The way out where a file cannot be written."""
+
 ROOM = (
     "make room or permit writing there, or set PURIFIER_HOME to a folder that can hold records and models; "
     "what is recorded stays, and the same run goes on with the rest."
 )
+"""The way out where a run cannot keep what it computes."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any], way_out: str = PLACE) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place in one step.
 
     Raises OSError, with the way out, where the disk is full or the folder cannot be written.
@@ -29,15 +33,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        mode = part.stat().st_mode
-        write(part)
-        part.chmod(mode)  # some writers make a file of their own, for the owner alone
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
+        _fill(part, write)
         os.replace(part, path)
     except OSError as problem:
-        raise OSError(problem.errno, f"{problem.strerror}; {ROOM}", str(path)) from problem
+        raise OSError(problem.errno, f"{problem.strerror}; {way_out}", str(path)) from problem
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -54,12 +53,7 @@ def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
     placed: list[Path] = []
     try:
         for path, write in writers.items():
-            parts[path].touch()
-            mode = parts[path].stat().st_mode
-            write(parts[path])
-            parts[path].chmod(mode)  # some writers make a file of their own
-            with parts[path].open("rb") as handle:
-                os.fsync(handle.fileno())
+            _fill(parts[path], write)
         for path in reversed(list(writers)):
             if path.exists():
                 _keep(path, backups[path])
@@ -76,6 +70,15 @@ def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
         for path in (*parts.values(), *backups.values()):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+def _fill(part: Path, write: Callable[[Path], Any]) -> None:
+    part.touch()
+    mode = part.stat().st_mode
+    write(part)
+    part.chmod(mode)  # some writers make a file of their own, for the owner alone
+    with part.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _keep(path: Path, backup: Path) -> None:
@@ -97,7 +100,7 @@ def save_tensors(content: Any, path: Path) -> None:
 
 def provenance(device: str) -> dict[str, Any]:
     """The code, the versions and the machine that a record comes from. "dirty": whether the code has changes beyond the
-    commit. A record that a run writes does not count."""
+    commit. A record that a run writes does not count. Installed without its repository, the code has no commit."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "pillow"):
         with suppress(metadata.PackageNotFoundError):
@@ -111,6 +114,8 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 def _git(*words: str) -> str | None:
+    if not (ROOT / ".git").exists():  # a repository further up is another's
+        return None
     try:
         result = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
         return result.stdout.strip()

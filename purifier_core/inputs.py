@@ -47,7 +47,7 @@ def labels_of(labels: Any, count: int) -> torch.Tensor:
         labels = labels.long().argmax(1)
     labels = labels.reshape(-1) if labels.ndim == 2 else labels
     if labels.ndim != 1 or len(labels) != count:
-        raise ConfigError(f"{len(labels)} labels; needed: at least two images (N, C, H, W), and a label for each.")
+        raise ConfigError(f"labels of shape {tuple(labels.shape)} for {count} images; needed: one for each.")
     if labels.is_floating_point() and not labels.eq(labels.round()).all():
         raise ConfigError("labels are no whole numbers; needed: a class number for each image.")
     if labels.is_complex():

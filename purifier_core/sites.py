@@ -6,8 +6,7 @@ transformers give it, the first part is the map.
 """
 
 import copy
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -257,7 +256,7 @@ def _is_bare(module: nn.Module) -> bool:
 
 def _is_stage(module: nn.Module, prefix: str, outputs: dict[str, list]) -> bool:
     """Whether a module holds a row of blocks, or feature maps of three sizes or more: it is then no block itself."""
-    if any(count > 1 for _, count in _repeated(module)):
+    if _repeats(module):
         return True
     sizes = set()
     for name, part in module.named_modules(prefix=prefix):
@@ -266,12 +265,15 @@ def _is_stage(module: nn.Module, prefix: str, outputs: dict[str, list]) -> bool:
     return len(sizes - {(1, 1)}) > 2
 
 
-def _repeated(module: nn.Module) -> Iterator[tuple[type, int]]:
-    """The kinds of blocks in each container of a module, with their number. A block has two layers with weights."""
+def _repeats(module: nn.Module) -> bool:
+    """Whether a container in a module has two blocks of one kind. A block has two layers with weights."""
     for container in module.modules():
         if isinstance(container, _CONTAINERS):
             inner = [child for child in container.children() if not isinstance(child, _CONTAINERS)]
-            yield from Counter(type(child) for child in inner if _layers(child) > 1).items()
+            blocks = [type(child) for child in inner if _layers(child) > 1]
+            if len(set(blocks)) < len(blocks):
+                return True
+    return False
 
 
 def _layers(module: nn.Module) -> int:

@@ -103,7 +103,6 @@ def search(
     generator: torch.Generator,
     size: int | None = None,
     dropout: float = 0.0,
-    lr: float = 0.2,
 ) -> Stamps:
     """A stamp for each class of `targets`: Adam on the cross-entropy of stamped images of other classes to it.
 
@@ -115,7 +114,7 @@ def search(
     together = max(1, _AT_ONCE // (height * width * per_class))
     parts = [targets[i : i + together] for i in range(0, len(targets), together)]
     patch = size or clean.size(PATCH)
-    stamps = [_search(model, clean, family, p, steps, per_class, generator, patch, dropout, lr) for p in parts]
+    stamps = [_search(model, clean, family, p, steps, per_class, generator, patch, dropout) for p in parts]
     masks, patterns = (torch.cat([getattr(part, name) for part in stamps]) for name in ("masks", "patterns"))
     return Stamps(family, tuple(targets), masks, patterns)
 
@@ -130,12 +129,11 @@ def _search(
     generator: torch.Generator,
     size: int,
     dropout: float,
-    lr: float,
 ) -> Stamps:
     device = clean.images.device
     count, shape = len(targets), clean.images.shape[1:]
     weights = [w.to(device).requires_grad_() for w in _start(family, count, shape, generator)]
-    optimizer = torch.optim.Adam(weights, lr=lr, betas=(0.5, 0.9))
+    optimizer = torch.optim.Adam(weights, lr=0.2, betas=(0.5, 0.9))
     pools = [(clean.labels != target).nonzero().flatten().cpu() for target in targets]
     aims = torch.tensor(targets, device=device).repeat_interleave(per_class)
     draw = _patches if family == "patch" else _weak

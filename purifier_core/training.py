@@ -28,7 +28,7 @@ Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 Watch = Callable[[nn.Module, int], Any]
-"""Called with a network and the epochs that its training has done. It looks, and changes nothing."""
+"""Called with a network and the epochs that its training has done. It must not change the network."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def fit(
         nesterov=recipe.nesterov,
     )
     generator = torch.Generator().manual_seed(seed)
-    per_epoch = math.ceil(len(images) / recipe.batch_size)
+    per_epoch = len(batches(torch.arange(len(images)), recipe.batch_size))
     epochs = recipe.epochs if steps is None else math.ceil(steps / per_epoch)
     remaining = steps if steps is not None else epochs * per_epoch
     batch, total = Augmented(images, augment), torch.zeros((), device=images.device)

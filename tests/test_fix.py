@@ -14,14 +14,15 @@ from reader import reader as reader
 from safetensors.torch import load_file
 from torch import nn
 
-from purifier_core import cli
+from purifier_core import cli, repairing
 from purifier_core.bounds import Bounded, bound
 from purifier_core.checks import ConfigError
-from purifier_core.fix import checkpoint, measure, reading, run, weights
+from purifier_core.fix import checkpoint, measure, methods, reading, run, weights
 from purifier_core.fix.options import METHODS, WRITTEN, Options
 from purifier_core.lab import records
 from purifier_core.purifier import Purified, purify
-from purifier_core.recipes import GRANULARITIES, Recipe
+from purifier_core.recipes import GRANULARITIES, SUSPECTED, UNCLEAR, Recipe, Scanning, Unlearning
+from purifier_core.scanning import scan
 from purifier_core.sites import detach
 
 SHORT = Recipe(1, 0.01, batch_size=6)
@@ -54,6 +55,27 @@ def test_every_method_writes_weights_that_load_again(here, method, capsys):
     x = normalised(held.pictures.images[held.held_out])
     right = int((network(x).argmax(1) == held.labels(held.held_out)).sum())
     assert f"{measure.Rate(right, len(x))}" in printed.split(" after")[0].split(", ")[-1]
+
+
+@pytest.mark.parametrize(("judged", "unlearned"), [(SUSPECTED, 1), (UNCLEAR, 3)])
+def test_it_unlearns_what_the_scan_suspects_or_else_what_stands_out_most(here, judged, unlearned, monkeypatch):
+    """Here one of the three searches stands out."""
+    unlearn, counts = repairing.unlearn, []
+
+    def judging(*given, **options):
+        findings = scan(*given, **options, how=Scanning(steps=2, restarts=1))
+        first, *others = findings.candidates
+        candidates = (replace(first, p=0.0, success=1.0), *(replace(other, p=1.0) for other in others))
+        return replace(findings, verdict=judged, candidates=candidates)
+
+    def counting(given, clean, candidates, _how, *rest):
+        counts.append(len(candidates))
+        return unlearn(given, clean, candidates, Unlearning(seen=20, most=20, searches=1, steps=1, renewed=1), *rest)
+
+    monkeypatch.setattr(methods, "scan", judging)
+    monkeypatch.setattr(repairing, "unlearn", counting)
+    assert cli.main(given(here / "p.pt", method="scan-repair")) in DONE
+    assert counts == [unlearned]
 
 
 @pytest.mark.parametrize("ending", WRITTEN)

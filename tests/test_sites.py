@@ -86,7 +86,11 @@ def test_purify_finds_its_sites_and_says_which(capsys):
     ("images", "labels", "message"),
     [
         (torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long), "at least two images"),
-        (torch.zeros(4, 3, 8, 8), torch.zeros(3, dtype=torch.long), "3 labels; needed"),
+        (
+            torch.zeros(4, 3, 8, 8),
+            torch.zeros(3, dtype=torch.long),
+            r"labels of shape \(3,\) for 4 images; needed: one",
+        ),
         (torch.zeros(4, 8, 8), torch.zeros(4, dtype=torch.long), "at least two images"),
         (torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), "from 0 to 3 are out of range; allowed: 0 to 2"),
     ],

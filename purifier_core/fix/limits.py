@@ -13,7 +13,7 @@ def limits(options: Options, comparison: Comparison) -> list[str]:
             "measured. It is unknown, not low."
         )
     else:
-        lines.append("The ASR holds for the trigger in the given images. Another trigger may work on.")
+        lines.append("The ASR holds for the trigger in the given images. Another trigger may still work.")
     if comparison.guessed:
         lines.append(
             "The target was not given. The ASR counts the class that the model before predicted most often for the "

@@ -86,8 +86,8 @@ class Comparison:
     def rates(self) -> dict[str, tuple[Rate, Rate]]:
         """ACC where there are labels, ASR where there are triggered images, and RA where both are, before and after.
 
-        Where the classes of the triggered images are known, those of the target's class count for neither: that they
-        are called so says nothing of a trigger. RA, the robust accuracy, is the share predicted as their own class.
+        Where the classes of the triggered images are known, images of the target class are left out: predicting that
+        class for them is right. RA, the robust accuracy, is the share predicted as their own class.
         """
         rates = {}
         if self.labels is not None:

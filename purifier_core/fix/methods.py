@@ -15,7 +15,7 @@ from purifier_core.fix.reading import Images, say
 from purifier_core.purifier import Purified, purify
 from purifier_core.recipes import Recipe
 from purifier_core.repairing import repair
-from purifier_core.scanning import NOTHING, Findings, scan, verdict
+from purifier_core.scanning import NOTHING, SUSPECTED, Findings, scan, verdict
 from purifier_core.sites import last_stage
 
 
@@ -67,14 +67,15 @@ def _by_method(
     findings: Findings | None,
     options: Options,
 ) -> Bounded | Purified:
-    """Where scan-repair finds nothing, it bounds, unless asked to go on anyway; where the scan cannot tell, it unlearns
-    what stands out most."""
+    """Scan-repair unlearns what the scan suspects. Where the scan cannot tell, or if asked to go on anyway, it unlearns
+    what stands out most; where the scan finds nothing, it bounds."""
     sites = [f"network.{site.strip()}" for site in options.sites.split(",")] if options.sites else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no bounds keep the budget")  # the outcome says so
         if options.repairs and findings is not None and (options.anyway or findings.verdict != NOTHING):
             assert labels is not None
-            repaired = repair(model, images, labels, findings, anyway=True, sites=sites, seed=options.seed)
+            anyway = findings.verdict != SUSPECTED
+            repaired = repair(model, images, labels, findings, anyway=anyway, sites=sites, seed=options.seed)
             assert isinstance(repaired, Bounded)
             return repaired
         if options.bounds or options.repairs:

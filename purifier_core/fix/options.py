@@ -40,7 +40,7 @@ class Options:
     triggered: Path | None = option("images that all carry a trigger; measured only", None, Path)
     target: str | None = option("the attacker's class: its folder's name or its number", None)
     size: int | None = option("pixels of the images in height and width, by default 224", None, int)
-    resize: int | None = option("first make the shorter side so long, then cut out the middle", None, int)
+    resize: int | None = option("resize the shorter side to this many pixels, then cut out the middle", None, int)
     crop: bool = option("cut out the middle instead of stretching the image", False, bool)
     normalize: str | None = option("imagenet (the default), none, half, 255, or numbers: mean,std", None)
     skip_bad_images: bool = option("leave out images that cannot be read, and list them", False, bool)
@@ -112,6 +112,11 @@ class Options:
     def repairs(self) -> bool:
         """Whether the method looks for a backdoor first, and unlearns what stands out."""
         return self.method == "scan-repair"
+
+    @property
+    def fewest(self) -> int:
+        """How many clean images the method needs, beside those that are held out."""
+        return 10 if self.bounds else 20 if self.repairs else 2
 
     @property
     def granularity(self) -> str:

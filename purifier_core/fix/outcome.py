@@ -25,8 +25,8 @@ class Finding:
     advice: str
 
 
-def findings(options: Options, comparison: Comparison, scan: Any = None) -> tuple[Finding, ...]:
-    """What speaks against the result. scan: the verdict of a scan, where there was one."""
+def findings(options: Options, comparison: Comparison, scan: Findings | None = None) -> tuple[Finding, ...]:
+    """What speaks against the result. scan: what a scan found, where there was one."""
     every = [_scanned(scan), _asr(options, comparison), _accuracy(options, comparison)]
     every += [_budget(options, comparison), _few(options, comparison)]
     return tuple(finding for finding in every if finding is not None)
@@ -51,11 +51,12 @@ def headline(options: Options, comparison: Comparison, found: tuple[Finding, ...
     return "Nothing speaks against the result. Whether there is a backdoor was not measured."
 
 
-def _scanned(scan: Any) -> Finding | None:
-    verdict = getattr(scan, "verdict", None)
-    if verdict == UNCLEAR:
+def _scanned(scan: Findings | None) -> Finding | None:
+    if scan is None:
+        return None
+    if scan.verdict == UNCLEAR:
         return Finding("scan_unclear", f"The scan cannot tell: {scan.reason}", "Let the scan tell, or do without it.")
-    if verdict != SUSPECTED:
+    if scan.verdict != SUSPECTED:
         return None
     return Finding("backdoor_suspected", "The scan suspects a backdoor", "Do not use the weights that were given.")
 

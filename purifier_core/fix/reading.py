@@ -20,8 +20,6 @@ from purifier_core.fix.network import Prepared, line
 from purifier_core.fix.options import Options
 from purifier_core.fix.pixels import Pixels
 
-_FEWEST = {True: 10, False: 2}  # images that bound, and that purify, ask for
-
 
 @dataclass(frozen=True)
 class Images:
@@ -61,15 +59,18 @@ class Images:
         return (*self.folder.notes, *self.pictures.notes, *stamped)
 
 
-def choose(options: Options, pixels: Pixels) -> Images:
-    """The images that the options name, read and split; raises ConfigError where there are too few, or none."""
+def choose(options: Options, pixels: Pixels, measures: bool = True) -> Images:
+    """The images that the options name, read, and split if some are held out for a measurement.
+
+    Raises ConfigError where there are too few, or none.
+    """
     folder = folders.anywhere(options.images) if options.unlabelled else folders.by_class(options)
     stamped = folders.of_classes(options.triggered, folder.names, options) if options.triggered else None
     if not options.bounds and len(folder.names) < 2:
-        raise ConfigError(f"{options.images} holds one class, {folder.names}; {options.method} needs two.")
-    _enough(len(folder.paths), options)
+        raise ConfigError(f"{options.images} holds one class, {folder.names}; two are needed.")
+    _held_out(len(folder.paths), options, measures)
     pictures = stack(folder.paths, pixels, options.skip_bad_images, "clean images")
-    held_out = _enough(len(pictures.places), options)
+    held_out = _held_out(len(pictures.places), options, measures)
     triggered = stack(stamped.paths, pixels, options.skip_bad_images, "triggered images") if stamped else None
     if triggered is not None and not len(triggered.places):
         raise ConfigError(f"none of the images in {options.triggered} can be read.")
@@ -80,15 +81,17 @@ def choose(options: Options, pixels: Pixels) -> Images:
     return chosen
 
 
-def _enough(count: int, options: Options) -> int:
+def _held_out(count: int, options: Options, measures: bool) -> int:
     """How many of the images are held out; ConfigError where too few are left for the method."""
-    held_out, least = max(1, round(options.held_out * count)), _FEWEST[options.bounds]
-    if count - held_out < least:
-        raise ConfigError(
-            f"{options.images} holds {count} images, of which {held_out} are held out for the measurement; "
-            f"{options.method} needs at least {least} more."
-        )
-    return held_out
+    held_out = max(1, round(options.held_out * count)) if measures else 0
+    if count - held_out >= options.fewest:
+        return held_out
+    if not measures:
+        raise ConfigError(f"{options.images} holds {count} images; a scan needs at least {options.fewest}.")
+    raise ConfigError(
+        f"{options.images} holds {count} images, of which {held_out} are held out for the measurement; "
+        f"{options.method} needs at least {options.fewest} more."
+    )
 
 
 def target_of(options: Options, names: dict[int, str], outputs: int) -> int | None:

@@ -32,5 +32,5 @@ def add_to(verbs: Any) -> None:
 
 
 def options_of(chosen: dict[str, Any]) -> Options:
-    """The options of a run. Those that a scan does not use are set as for a method with labels."""
-    return Options(out=Path("scan.safetensors"), method="feature", **chosen)
+    """The options of a run. Those that a scan does not use are as for the repair that begins with one."""
+    return Options(out=Path("a-scan-writes-no-weights.safetensors"), method="scan-repair", **chosen)

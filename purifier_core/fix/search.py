@@ -59,7 +59,7 @@ def search(options: Options) -> tuple[Findings, dict[int, str]]:
     insert(model, options)
     pixels = pixels_of(options, channels_of(model), getattr(model, "pretrained_cfg", None))
     say(f"images: {pixels}")
-    chosen = choose(options, pixels)
+    chosen = choose(options, pixels, measures=False)
     network = prepared(model, pixels).to(device).eval()
     outputs = check_model(network, chosen.pictures.images[:2].to(device), chosen, options)
     check_inputs(network, chosen, pixels, outputs, options)

@@ -24,8 +24,8 @@ def units(one: Any, count: int = 8) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def heat(network: Any, clean: Any, triggered: Any, count: int = 6) -> Any:
-    """Clean and triggered images (N, 3, H, W), uint8, each above what the bounds of a network cut off in it, in red.
+def heat(network: Any, clean: Any, triggered: Any) -> Any:
+    """Six clean and six triggered images (N, 3, H, W), uint8, each above what a network's bounds cut off in it, in red.
 
     One scale for all of them: what is cut of a triggered image is seen against what is cut of a clean one.
     """
@@ -34,6 +34,7 @@ def heat(network: Any, clean: Any, triggered: Any, count: int = 6) -> Any:
 
     from purifier_core.fix.measure import cuts
 
+    count = 6
     images = torch.cat([clean[:count], triggered[:count]])
     maps = cuts(network, images)
     drawing, axes = plt.subplots(4, count, figsize=(9, 6.4), dpi=120)

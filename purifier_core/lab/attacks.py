@@ -72,15 +72,15 @@ def sig_stripes() -> torch.Tensor:
     return 0.2 * (torch.tensor(_SIGNAL) % 256) * 255 / 256
 
 
-def field(seed: int, control: int = 4, strength: float = 0.5) -> torch.Tensor:
+def field(seed: int) -> torch.Tensor:
     """WaNet's warping field (1, 32, 32, 2): where each pixel takes its value from, as an offset on the scale -1 to 1.
 
     Nguyen and Tran (2021): a uniform 4x4 grid of directions, divided by their mean size, spread bicubically, times
-    strength / 32.
+    0.5 / 32.
     """
-    grid = torch.rand(1, 2, control, control, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    grid = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     spread = F.interpolate(grid / grid.abs().mean(), (32, 32), mode="bicubic", align_corners=True)
-    return strength / 32 * spread.permute(0, 2, 3, 1)
+    return 0.5 / 32 * spread.permute(0, 2, 3, 1)
 
 
 def warp(images: torch.Tensor, seed: int, noise: int | None = None) -> torch.Tensor:
@@ -103,7 +103,7 @@ def additive(images: torch.Tensor, pattern: torch.Tensor, wrap: bool = False) ->
     return (total % 256 if wrap else total.clamp(0, 255)).to(torch.uint8)
 
 
-def invert_trojan(model: nn.Module, site: str, index: int, seed: int, steps: int = 150) -> torch.Tensor:
+def invert_trojan(model: nn.Module, site: str, index: int, seed: int) -> torch.Tensor:
     """A Trojan pattern (3, 32, 32), 0-255: the 3x3 window at rows and columns 25-27 that drives one unit to 10.
 
     The unit is channel or neuron `index` of the clean model's submodule `site`, its largest value over space. From
@@ -119,7 +119,7 @@ def invert_trojan(model: nn.Module, site: str, index: int, seed: int, steps: int
     hook = model.get_submodule(site).register_forward_hook(lambda _m, _i, out: outputs.append(out))
     model.eval()
     try:
-        for _ in range(steps):
+        for _ in range(150):
             window.requires_grad_(True)
             outputs.clear()
             model(F.pad(window, (25, 4, 25, 4))[None])

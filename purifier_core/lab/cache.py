@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from purifier_core.files import save_tensors, write_atomically
+from purifier_core.files import ROOM, save_tensors, write_atomically
 from purifier_core.lab.locks import locked
 from purifier_core.lab.records import Store
 
@@ -33,7 +33,7 @@ def kept(store: Store, path: Path, blank: Callable[[], nn.Module], make: Make) -
         model, notes = make()
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
         notes["digest"] = digest(state)
-        write_atomically(path, partial(save_tensors, {"state": state, "notes": notes}))
+        write_atomically(path, partial(save_tensors, {"state": state, "notes": notes}), ROOM)
         return model, notes
 
 

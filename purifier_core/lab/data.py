@@ -185,6 +185,8 @@ def _pixels(table: Any) -> tuple[np.ndarray, str]:
 
 
 def _from_torchvision(name: str) -> tuple[np.ndarray, ...]:
+    if name not in ("mnist", "cifar10", "gtsrb"):
+        raise DataError(f"{name}: set PURIFIER_DATA to a folder that holds it; there is no download of it.")
     try:
         from torchvision import datasets
     except ImportError as problem:
@@ -207,11 +209,11 @@ def _from_torchvision(name: str) -> tuple[np.ndarray, ...]:
 
 
 def _ways_out(name: str, problem: str) -> str:
+    quick = "; (3) use profile 'quick', which needs no download" if name == "mnist" else ""
     return (
-        f"{name} is not at hand: the download failed ({problem}). Three ways out: (1) connect to the network and run "
+        f"{name} is not at hand: the download failed ({problem}). Ways out: (1) connect to the network and run "
         f"again, after removing {DATA / name} if a damaged download lies there; (2) set PURIFIER_DATA to a folder that "
-        f"holds {name}/train-00000-of-00001.parquet and {name}/test-00000-of-00001.parquet; (3) use profile 'quick', "
-        "which needs no download."
+        f"holds {name}/train-00000-of-00001.parquet and {name}/test-00000-of-00001.parquet{quick}."
     )
 
 

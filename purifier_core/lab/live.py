@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from purifier_core.device import threads
 from purifier_core.evaluation import evaluate, to_float
 from purifier_core.files import ROOT, write_atomically
 from purifier_core.lab import zoo
+from purifier_core.lab.cache import digest
 from purifier_core.lab.cells import TARGET_CLASS, Cell
 from purifier_core.lab.compute import Work
-from purifier_core.lab.defenses import Given, bounds, purify, scan_repair
+from purifier_core.lab.defenses import Given
 from purifier_core.lab.draws import augmentation, clean_images, derive
-from purifier_core.lab.methods import DATASETS
+from purifier_core.lab.methods import DATASETS, METHODS
 from purifier_core.lab.packing import write_safetensors
 from purifier_core.sites import Wrapped, find
 
@@ -80,14 +82,14 @@ def make(name: str, work: Work) -> None:
         rates = evaluate(networks[repair], x, y, triggered, TARGET_CLASS)
         facts: dict[str, Any] = rates | {"acc_images": len(y), "asr_images": len(triggered)}
         facts |= {"clean_size": cell.clean_size}
-        facts |= {"defense": cell.defense, "switches": dict(cell.switches), "digest": zoo.digest(state)}
+        facts |= {"defense": cell.defense, "switches": dict(cell.switches), "digest": digest(state)}
         facts |= {"of": backdoored.card["digest"], "data": work.copy}
         write_safetensors(home / f"{repair}.safetensors", state, {"notes": json.dumps(facts)})
         print(f"{name} {repair}: ACC {100 * rates['acc']:.2f} %, ASR {100 * rates['asr']:.2f} %")
-    path, digest = home / "reach.safetensors", backdoored.card["digest"]
-    tensors = zoo.read(path) if path.exists() and header(path)["of"] == digest else {}
+    path, given = home / "reach.safetensors", backdoored.card["digest"]
+    tensors = zoo.read(path) if path.exists() and header(path)["of"] == given else {}
     ceilings, peaks = reach({n: x for n, x in networks.items() if f"peak.{n}" not in tensors}, work.split.train_images)
-    write_safetensors(path, tensors | ceilings | peaks, {"of": digest})
+    write_safetensors(path, tensors | ceilings | peaks, {"of": given})
     text = json.dumps(answers(networks, backdoored)) + "\n"
     write_atomically(home / "answers.json", lambda part: part.write_text(text))
 
@@ -105,8 +107,10 @@ def notes(name: str, repair: str) -> dict[str, Any]:
 
 def header(path: Path) -> dict[str, str]:
     """The words in the header of a safetensors file."""
-    content = path.read_bytes()
-    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def rebuilt(model: nn.Module, repair: str, state: zoo.State) -> Wrapped:
@@ -133,7 +137,7 @@ def _repaired(backdoored: zoo.Backdoored, repair: str, work: Work) -> tuple[Wrap
     start = (backdoored.model, images, labels, augmentation(cell), derive(cell.seed, "defense"))
     test = work.split.test_images, work.split.test_labels
     given = Given(*start, cell=cell, profile=work.profile, poisoned=0, test=test)
-    network = {"bounds": bounds, "scan_repair": scan_repair}.get(repair, purify).defend(given).model
+    network = resolve_name(METHODS[defense].function)(given).model
     if not isinstance(network, Wrapped):
         raise ConfigError(f"{repair} leaves {backdoored.card['name']} as it is; take it out of live.PAGE.")
     return network, cell

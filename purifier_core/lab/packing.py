@@ -15,6 +15,7 @@ from purifier_core.evaluation import accuracy, predict, share
 from purifier_core.files import ROOT, write_atomically
 from purifier_core.lab import zoo
 from purifier_core.lab.attacks import blend_noise, sig_stripes
+from purifier_core.lab.cache import digest
 from purifier_core.lab.cells import TARGET_CLASS, Cell
 from purifier_core.lab.compute import Work
 from purifier_core.lab.draws import derive
@@ -95,7 +96,7 @@ def pack(work: Work, cell: Cell, folder: Path | None = None) -> dict[str, Any]:
         "record": {"acc": record.acc, "asr": record.asr, **_origin(record.provenance)} if record else None,
         "sample": zoo.on_sample(model, stamp, cell.dataset),
         "trigger": RULE if stamp else None,
-        "digest": zoo.digest(state),
+        "digest": digest(state),
         "command": f"purifier zoo {name} --pack --seed {cell.seed}",
         "network": f"purifier_core.lab.zoo:{cell.network} with num_classes={work.split.num_classes}; "
         "images (N, 3, 32, 32) from 0 to 1, no mean subtracted",
@@ -166,25 +167,3 @@ def line(card: dict[str, Any]) -> str:
     """A card in one line."""
     asr = "" if card["asr"] is None else f", ASR {100 * card['asr']:.2f} %"
     return f"{card['name']} (seed {card['cell']['seed']}): ACC {100 * card['acc']:.2f} %{asr}"
-
-
-def write_sample(split: Any, each: int, terms: str) -> None:
-    """Commit `each` test images of every class as the sample of a dataset: a sheet of tiles, ten a row, and the labels.
-
-    terms: where the images come from and what their makers ask for. The first ones of a seeded order are taken.
-    """
-    from PIL import Image
-
-    order = torch.randperm(len(split.test_labels), generator=torch.Generator().manual_seed(0))
-    by_class = [order[split.test_labels[order] == label][:each] for label in range(split.num_classes)]
-    chosen = torch.stack(by_class, 1).flatten()  # one of each class, then the next of each
-    tiles = split.test_images[chosen].unflatten(0, (-1, split.num_classes))
-    sheet = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).contiguous().numpy()
-    zoo.SAMPLES.mkdir(parents=True, exist_ok=True)
-    grey = (sheet[..., :1] == sheet).all()
-    Image.fromarray(sheet[..., 0] if grey else sheet).save(zoo.SAMPLES / f"{split.name}.png", optimize=True)
-    path = zoo.SAMPLES / "samples.json"
-    every = json.loads(path.read_text()) if path.exists() else {}
-    labels = split.test_labels[chosen].tolist()
-    every[split.name] = {"copy": split.copy, "terms": terms, "test_indices": chosen.tolist(), "labels": labels}
-    path.write_text(json.dumps(every) + "\n")

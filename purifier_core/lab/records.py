@@ -99,7 +99,7 @@ class Store:
         """Write a record atomically; a finished one replaces the cell's failed one."""
         path = self.path(record.cell, record.data.get("fingerprint", ""), record.failed)
         content = _file(json.loads(json.dumps(asdict(record))))
-        write_atomically(path, lambda part: part.write_bytes(content))
+        write_atomically(path, lambda part: part.write_bytes(content), ROOM)
         if not record.failed:
             self.path(record.cell, record.data["fingerprint"], failed=True).unlink(missing_ok=True)
         return path

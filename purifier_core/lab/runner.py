@@ -27,6 +27,7 @@ from purifier_core.files import provenance
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.grids import Experiment
 from purifier_core.lab.locks import locked
+from purifier_core.lab.methods import METHODS
 from purifier_core.lab.profiles import PROFILES, Profile
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import Results, describe, look_up, records_only
@@ -245,11 +246,11 @@ def _by_others(
         groups.setdefault(start.reference() if start.needs_reference else start, []).append(cell)
     waiting: dict[Future[list[Record | Cell]], tuple[list[Cell], list[Cell]]] = {}  # a task's cells, and those after it
     for group in sorted(groups.values(), key=len, reverse=True):
-        starts = list(dict.fromkeys(cell.backdoored() for cell in group if cell.defense != "abl"))
+        starts = list(dict.fromkeys(cell.backdoored() for cell in group if METHODS[cell.defense].data != "poisoned"))
         undefended, defended = [c for c in group if c in starts], [c for c in group if c not in starts]
         if starts:
             waiting[submit(_task, job, starts, undefended, wait_for_others)] = undefended, defended
-        else:  # ABL alone, which trains a network of its own
+        else:  # only what trains a network of its own, such as ABL
             waiting |= {submit(_task, job, [], [cell], wait_for_others): ([cell], []) for cell in defended}
     while waiting:
         for task in wait(waiting, return_when=FIRST_COMPLETED).done:

@@ -10,6 +10,8 @@ from typing import Any
 
 from purifier_core.checks import one_of
 from purifier_core.files import write_atomically
+from purifier_core.lab.methods import DATASETS, NETWORKS
+from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 
 ENDINGS = (".csv", ".parquet")
@@ -45,8 +47,8 @@ def _switches(record: Record) -> str:
 
 
 COLUMNS = {
-    "dataset": Column("string", "mnist, cifar10 or gtsrb", _of_cell("dataset")),
-    "network": Column("string", "vgg16 or resnet18", _of_cell("network")),
+    "dataset": Column("string", ", ".join(DATASETS), _of_cell("dataset")),
+    "network": Column("string", ", ".join(NETWORKS), _of_cell("network")),
     "attack": Column("string", "the backdoor; none is a clean network", _of_cell("attack")),
     "poison_ratio": Column(
         "number", "stamped copies, as a share of the training images that they are added to", _of_cell("poison_ratio")
@@ -61,7 +63,7 @@ COLUMNS = {
         "string", "what departs from the intended method, as name=value, separated by semicolons", _switches
     ),
     "seed": Column("integer", "of everything that is drawn", _of_cell("seed")),
-    "profile": Column("string", "the size of the experiment: quick, small, wide or paper", _of_cell("profile")),
+    "profile": Column("string", f"the size of the experiment: {', '.join(PROFILES)}", _of_cell("profile")),
     "acc": Column("number", "clean accuracy: the share of clean test images named right, 0 to 1", attrgetter("acc")),
     "asr": Column(
         "number",

@@ -5,8 +5,8 @@ whose ACC and ASR are measured after the rounding. `samples/` holds a few test i
 without its dataset.
 """
 
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,8 +19,10 @@ from purifier_core.checks import ConfigError, one_of
 from purifier_core.evaluation import predict
 from purifier_core.files import ROOT
 from purifier_core.lab import data
+from purifier_core.lab.cache import digest
 from purifier_core.lab.cells import TARGET_CLASS
-from purifier_core.lab.models import VGG16, ResNet18
+from purifier_core.lab.methods import NETWORKS
+from purifier_core.lab.models import build
 
 FOLDER = ROOT / "data" / "zoo"
 SAMPLES = FOLDER / "samples"
@@ -56,14 +58,11 @@ class Backdoored:
     stamp: Stamp | None
 
 
-def vgg16(num_classes: int = 10) -> VGG16:
-    """A fresh VGG-16 of the zoo's width: the factory that `purifier fix` takes."""
-    return VGG16(num_classes, WIDTH)
-
-
-def resnet18(num_classes: int = 10) -> ResNet18:
-    """A fresh ResNet-18 of the zoo's width."""
-    return ResNet18(num_classes, WIDTH)
+def __getattr__(name: str) -> Callable[..., nn.Module]:
+    """The factory of a network by its name in `NETWORKS`, such as `vgg16`, at the zoo's width: for `purifier fix`."""
+    if name not in NETWORKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lambda num_classes=10: build(name, num_classes, WIDTH, seed=0)
 
 
 def names() -> tuple[str, ...]:
@@ -96,7 +95,7 @@ def load(name: str) -> Backdoored:
 
 def filled(network: str, classes: int, state: State) -> nn.Module:
     """A network by name with the weights `state`, in eval mode and fp32."""
-    model = {"vgg16": vgg16, "resnet18": resnet18}[network](classes)
+    model = build(network, classes, WIDTH, seed=0)
     model.load_state_dict(state)
     return model.eval()
 
@@ -108,15 +107,6 @@ def rounded(model: nn.Module) -> State:
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise ConfigError(f"half precision does not hold {broken[0]}.")
     return state
-
-
-def digest(state: State) -> str:
-    """A checksum of tensors by name, type, shape and value: 16 hex digits."""
-    total = hashlib.sha256()
-    for name in sorted(state):
-        total.update(f"{name}{state[name].dtype}{tuple(state[name].shape)}".encode())
-        total.update(state[name].contiguous().flatten().numpy().data)
-    return total.hexdigest()[:16]
 
 
 def read(path: Path) -> State:

@@ -87,7 +87,7 @@ class Defenses(AttackGrid):
 
     def places(self, profile: str) -> list[tuple[Any, Column]]:
         """All but ABL against an attacker who knows: it trains its own network, from images that are BadNets'."""
-        adaptive = {name for name, attack in ATTACKS.items() if attack.group == OURS}
+        adaptive = {name for name, attack in ATTACKS.items() if attack.teacher}
         every = super().places(profile)
         return [(row, column) for row, column in every if not (column.defense == "abl" and row[0] in adaptive)]
 
