@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return fix(Options(**chosen))
         if verb == "scan":
-            from purifier_core.fix.search import main as scan
+            from purifier_core.fix.scan import main as scan
 
             pictures = chosen.pop("pictures")
             return scan(scan_options.options_of(chosen), pictures)

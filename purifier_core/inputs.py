@@ -53,3 +53,10 @@ def labels_of(labels: Any, count: int) -> torch.Tensor:
     if labels.is_complex():
         raise ConfigError(f"labels are {labels.dtype}; needed: a class number for each image.")
     return labels.long()
+
+
+def check_range(labels: torch.Tensor, classes: int) -> None:
+    """Raise ConfigError for labels (N,) that are none of the network's classes."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ConfigError(f"labels from {low} to {high} are out of range; allowed: 0 to {classes - 1}.")

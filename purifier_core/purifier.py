@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from purifier_core.checks import ConfigError, one_of
+from purifier_core.checks import one_of
 from purifier_core.evaluation import logits_of, to_float
-from purifier_core.inputs import images_of, labels_of
+from purifier_core.inputs import check_range, images_of, labels_of
 from purifier_core.recipes import GRANULARITIES, INITS, PURIFIER_STAGES, Recipe
 from purifier_core.sites import (
     Around,
@@ -223,9 +223,7 @@ def purify(
     if num_classes is None:
         with torch.no_grad():
             num_classes = logits_of(model(example)).shape[1]
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ConfigError(f"labels from {low} to {high} are out of range; allowed: 0 to {num_classes - 1}.")
+    check_range(labels, num_classes)
     if sites is None and (table := getattr(model, "purifier_sites", None)):
         sites = tuple(table[granularity])
     if sites is None:

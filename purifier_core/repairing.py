@@ -23,9 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from purifier_core.bounds import Bounded, bound
 from purifier_core.checks import ConfigError
 from purifier_core.evaluation import logits_of, logits_only, to_float
-from purifier_core.inputs import images_of, labels_of
+from purifier_core.inputs import check_range, images_of, labels_of
 from purifier_core.recipes import UNLEARNING, Unlearning
-from purifier_core.scanning import Candidate, Findings, check_range, hard, scan
+from purifier_core.scanning import Candidate, Findings, hard, scan
 from purifier_core.sites import unwrapped
 from purifier_core.stamps import STRENGTHS, Clean, Stamps, blocks, search
 from purifier_core.training import NO_AUGMENT, Augment, Effort, batch_statistics_alone, fit

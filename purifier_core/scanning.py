@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from purifier_core.checks import ConfigError
+from purifier_core.checks import ConfigError, one_of
 from purifier_core.evaluation import held_out, logits_of, logits_only, to_float
-from purifier_core.inputs import images_of, labels_of
+from purifier_core.inputs import check_range, images_of, labels_of
 from purifier_core.progress import progress
 from purifier_core.recipes import NOTHING as NOTHING
 from purifier_core.recipes import SCANNING, Scanning
@@ -35,7 +35,6 @@ from purifier_core.recipes import UNCLEAR as UNCLEAR
 from purifier_core.sites import unwrapped
 from purifier_core.stamps import FAMILIES, PATCH, Clean, Stamps, margins, search
 
-VERDICTS = (SUSPECTED, NOTHING, UNCLEAR)
 _FOREMOST = 10  # classes that are compared
 MEASURED = 200
 """Held-out images of other classes on which a stamp is measured, at most."""
@@ -58,6 +57,10 @@ class Candidate:
     success: float
     margin: float
     stamp: Stamps
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the stamp, as plain values."""
+        return {name: value for name, value in vars(self).items() if name != "stamp"}
 
     def stands_out(self, how: Scanning) -> bool:
         """Whether clean networks seldom show such a class, and its stamp works like a trigger."""
@@ -117,8 +120,7 @@ def scan(
     labels = labels_of(labels, len(images)).to(images.device)
     model = copy.deepcopy(unwrapped(model)).eval()
     for family in families:
-        if family not in FAMILIES:
-            raise ConfigError(f"family={family!r} is not known; allowed: {', '.join(FAMILIES)}.")
+        one_of("family", family, FAMILIES)
     generator = torch.Generator().manual_seed(seed)
     clean = Clean.of(images, labels)[torch.randperm(len(images), generator=generator).to(images.device)]
     working, measuring = (clean[part] for part in held_out(len(images)))
@@ -209,12 +211,6 @@ def _searched(
     masks, patterns = chosen([s.masks for s, *_ in tries]), chosen([s.patterns for s, *_ in tries])
     stamps = Stamps(family, tuple(targets), masks, patterns)
     return stamps, chosen([reached for _, reached, _ in tries]), chosen([success for *_, success in tries])
-
-
-def check_range(labels: torch.Tensor, classes: int) -> None:
-    """Raise ConfigError for labels (N,) that are none of the network's classes."""
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())}; the network has {classes} classes.")
 
 
 def hard(stamps: Stamps, clean: Clean) -> Stamps:

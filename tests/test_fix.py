@@ -17,7 +17,7 @@ from torch import nn
 from purifier_core import cli, repairing
 from purifier_core.bounds import Bounded, bound
 from purifier_core.checks import ConfigError
-from purifier_core.fix import checkpoint, measure, methods, reading, run, weights
+from purifier_core.fix import measure, methods, reading, run, weights, weights_file
 from purifier_core.fix.options import METHODS, WRITTEN, Options
 from purifier_core.lab import records
 from purifier_core.purifier import Purified, purify
@@ -49,7 +49,7 @@ def test_every_method_writes_weights_that_load_again(here, method, capsys):
     network = weights.load(reader_net.make(), out)
     assert isinstance(network, Purified if method in GRANULARITIES else Bounded)
     assert not network.training
-    _, notes = checkpoint.read(out)
+    _, notes = weights_file.read(out)
     assert (notes["size"], notes["classes"]) == (24, {"0": "<dove>", "1": "blue jay", "2": "crow"})
     held = reading.choose(Options("a:b", Path("w.pt"), Path("clean"), out), PIXELS)
     x = normalised(held.pictures.images[held.held_out])

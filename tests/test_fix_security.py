@@ -21,7 +21,7 @@ from torch import nn
 
 from purifier_core import cli, files
 from purifier_core.checks import ConfigError
-from purifier_core.fix import checkpoint, images, weights
+from purifier_core.fix import images, weights, weights_file
 from purifier_core.fix.reading import printable
 
 
@@ -236,7 +236,7 @@ def test_another_kind_of_file_is_called_what_it_is(tmp_path, name):
     content, message = KINDS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        checkpoint.read(tmp_path / name)
+        weights_file.read(tmp_path / name)
 
 
 def test_programs_are_called_what_they_are(tmp_path):
@@ -247,7 +247,7 @@ def test_programs_are_called_what_they_are(tmp_path):
     (tmp_path / "program.pt2").rename(tmp_path / "program.pt")
     for name, message in (("script.pt", "is TorchScript"), ("program.pt", "an exported program")):
         with pytest.raises(ConfigError, match=message):
-            checkpoint.read(tmp_path / name)
+            weights_file.read(tmp_path / name)
 
 
 def test_plain_values_beside_the_weights_are_read_without_running_anything(tmp_path, bomb):
@@ -263,20 +263,20 @@ def test_plain_values_beside_the_weights_are_read_without_running_anything(tmp_p
     }
     for name, new in (("new.ckpt", True), ("old.ckpt", False)):
         torch.save(content, tmp_path / name, _use_new_zipfile_serialization=new)
-        read, _ = checkpoint.read(tmp_path / name)
-        assert torch.equal(checkpoint.states(read, tmp_path)["model_state_dict"]["weight"], torch.ones(2, 2))
+        read, _ = weights_file.read(tmp_path / name)
+        assert torch.equal(weights_file.states(read, tmp_path)["model_state_dict"]["weight"], torch.ones(2, 2))
     (tmp_path / "bomb.ckpt").write_bytes(bomb)
     with pytest.raises(ConfigError, match="could run code"):
-        checkpoint.read(tmp_path / "bomb.ckpt")
+        weights_file.read(tmp_path / "bomb.ckpt")
 
 
-@pytest.mark.parametrize("key", [*checkpoint.KEYS, *checkpoint.AVERAGED, ""])
+@pytest.mark.parametrize("key", [*weights_file.KEYS, *weights_file.AVERAGED, ""])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "_orig_mod.module.", "module._orig_mod."])
 def test_weights_are_found_under_their_usual_names(key, prefix):
     model, wanted = nn.Linear(2, 2), {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
     saved = {prefix + name: tensor for name, tensor in wanted.items()}
     content = {key: saved, "epoch": 3} if key else saved
-    assert weights.insert(model, checkpoint.states(content, Path("w.pt")), Path("w.pt")) == key
+    assert weights.insert(model, weights_file.states(content, Path("w.pt")), Path("w.pt")) == key
     assert torch.equal(model.weight, wanted["weight"])
 
 
@@ -285,7 +285,7 @@ def test_lightnings_metrics_are_no_weights():
         "state_dict": {"model.weight": torch.ones(2, 2), "model.bias": torch.zeros(2), "accuracy.n": torch.ones(1)}
     }
     model = nn.Linear(2, 2)
-    weights.insert(model, checkpoint.states(content, Path("w.pt")), Path("w.pt"))
+    weights.insert(model, weights_file.states(content, Path("w.pt")), Path("w.pt"))
     assert torch.equal(model.weight, torch.ones(2, 2))
 
 
@@ -293,8 +293,10 @@ def test_averaged_weights_are_taken_when_asked_for():
     plain, averaged = ({"weight": torch.full((2, 2), v), "bias": torch.zeros(2)} for v in (1.0, 2.0))
     content = {"state_dict_ema": averaged, "state_dict": plain}
     model = nn.Linear(2, 2)
-    assert weights.insert(model, checkpoint.states(content, Path("w")), Path("w")) == "state_dict"
-    assert weights.insert(model, checkpoint.states(content, Path("w"), "state_dict_ema"), Path("w")) == "state_dict_ema"
+    assert weights.insert(model, weights_file.states(content, Path("w")), Path("w")) == "state_dict"
+    assert (
+        weights.insert(model, weights_file.states(content, Path("w"), "state_dict_ema"), Path("w")) == "state_dict_ema"
+    )
     assert torch.equal(model.weight, averaged["weight"])
     with pytest.raises(ConfigError, match="no weights under 'other'; it has state_dict_ema, state_dict"):
-        checkpoint.states(content, Path("w"), "other")
+        weights_file.states(content, Path("w"), "other")

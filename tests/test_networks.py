@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
 from purifier_core.bounds import Bound, bound
-from purifier_core.fix import networks
+from purifier_core.fix import tried_networks as networks
 from purifier_core.fix.measure import cuts, suppression
 from purifier_core.purifier import purify
 from purifier_core.recipes import Recipe

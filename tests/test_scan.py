@@ -280,7 +280,7 @@ def test_a_rare_lead_by_a_stamp_that_works_on_some_images_alone_is_no_all_clear(
         ({"labels": torch.full_like(LABELS, 3)}, "of one class"),
         ({"images": IMAGES[:19], "labels": LABELS[:19]}, "at least 20"),
         ({"labels": LABELS[:-1]}, r"labels of shape \(239,\) for 240 images"),
-        ({"labels": LABELS + 5}, "labels from 5 to 12; the network has 8 classes"),
+        ({"labels": LABELS + 5}, "labels from 5 to 12 are out of range; allowed: 0 to 7"),
         ({"families": ["patches"]}, "family='patches' is not known; allowed: pixel, lines, patch"),
     ],
 )

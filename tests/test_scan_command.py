@@ -15,7 +15,7 @@ from purifier_core import cli
 from purifier_core.fix import methods, weights
 from purifier_core.fix.images import anywhere, stack
 from purifier_core.fix.pixels import Pixels
-from purifier_core.fix.search import picture
+from purifier_core.fix.scan import picture
 from purifier_core.recipes import Scanning, Unlearning
 from purifier_core.repairing import repair
 from purifier_core.scanning import NOTHING, SUSPECTED, UNCLEAR, scan
@@ -129,7 +129,7 @@ def test_a_patch_is_shown_on_grey():
 
 def test_what_the_scan_writes_replaces_no_weights_and_fails_early(birds, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(birds)
-    monkeypatch.setattr("purifier_core.fix.search.search", None)  # nothing is searched
+    monkeypatch.setattr("purifier_core.fix.scan.search", None)  # nothing is searched
     command = [
         "scan",
         "--model",

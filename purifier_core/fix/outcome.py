@@ -156,8 +156,7 @@ def as_json(facts: Any, comparison: Comparison, written: str) -> dict[str, Any]:
 
 def candidates(findings: Findings, names: dict[int, str]) -> list[dict[str, Any]]:
     """What a scan found in each family of stamps, as plain values, without the stamps."""
-    rows = [{n: value for n, value in vars(candidate).items() if n != "stamp"} for candidate in findings.candidates]
-    return [row | {"name": names.get(row["target"])} for row in rows]
+    return [candidate.as_dict() | {"name": names.get(candidate.target)} for candidate in findings.candidates]
 
 
 def _rate(rate: Rate) -> dict[str, Any]:

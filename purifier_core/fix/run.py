@@ -17,7 +17,7 @@ from purifier_core.bounds import Bounded
 from purifier_core.checks import ConfigError
 from purifier_core.device import pick_device, prepare
 from purifier_core.files import provenance, write_together
-from purifier_core.fix import checkpoint, methods, outcome, report, weights
+from purifier_core.fix import methods, outcome, report, weights, weights_file
 from purifier_core.fix.measure import Comparison, compare, cuts
 from purifier_core.fix.network import Prepared, channels_of, line, make, prepared, unprepared
 from purifier_core.fix.options import Options
@@ -123,10 +123,10 @@ def check_writable(paths: Sequence[Path], options: Options, force: bool = False)
 
 def insert(model: nn.Module, options: Options) -> str:
     """Load the weights into the model; returns the entry of the file that they were under."""
-    content, notes = checkpoint.read(options.weights)
+    content, notes = weights_file.read(options.weights)
     if notes:
         raise ConfigError(f"{options.weights} is purified already; purifier_core.fix.weights.load brings it back.")
-    states = checkpoint.states(content, options.weights, options.weights_key)
+    states = weights_file.states(content, options.weights, options.weights_key)
     entry = weights.insert(model, states, options.weights)
     if len(states) > 1:
         say(f"weights: {entry!r} of {', '.join(map(repr, states))}; --weights-key takes another")

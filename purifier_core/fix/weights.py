@@ -14,9 +14,9 @@ from torch.nn.utils import skip_init
 from purifier_core import bounds, purifier
 from purifier_core.checks import ConfigError, one_of
 from purifier_core.files import save_tensors, write_atomically
-from purifier_core.fix import checkpoint
-from purifier_core.fix.checkpoint import State, check_sizes, check_values
+from purifier_core.fix import weights_file
 from purifier_core.fix.options import WRITTEN
+from purifier_core.fix.weights_file import State, check_sizes, check_values, some
 from purifier_core.purifier import Purified
 from purifier_core.recipes import GRANULARITIES
 from purifier_core.sites import Wrapped
@@ -42,12 +42,12 @@ def load(model: nn.Module, path: Path | str) -> Wrapped:
     these, or that does not fit the model.
     """
     path = Path(path)
-    content, notes = checkpoint.read(path)
+    content, notes = weights_file.read(path)
     if not notes:
         raise ConfigError(
             f"{path} holds no purified network; `purifier fix` or purifier_core.fix.weights.save makes one."
         )
-    state = next(iter(checkpoint.states(content, path).values()))
+    state = next(iter(weights_file.states(content, path).values()))
     kind, granularity, sites = _checked(notes, path)
     model = copy.deepcopy(model)
     network: Wrapped
@@ -122,9 +122,9 @@ def _differences(own: State, state: State) -> list[str]:
         for n, t in state.items()
         if n in own and own[n].shape != t.shape
     ]
-    phrases = [f"missing are {_some(missing)}"] if missing else []
-    phrases += [f"unknown are {_some(unknown)}"] if unknown else []
-    return phrases + ([_some(other)] if other else [])
+    phrases = [f"missing are {some(missing)}"] if missing else []
+    phrases += [f"unknown are {some(unknown)}"] if unknown else []
+    return phrases + ([some(other)] if other else [])
 
 
 def _checked(notes: dict[str, Any], path: Path) -> tuple[str, str, list[str]]:
@@ -142,8 +142,3 @@ def _checked(notes: dict[str, Any], path: Path) -> tuple[str, str, list[str]]:
     ):
         raise ConfigError(f"{path}: its notes on the purified network are damaged, or from another program.")
     return kind, granularity, sites
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

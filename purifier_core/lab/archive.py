@@ -20,7 +20,7 @@ def export(store: Store, path: Path, profile: str | None = None) -> int:
     another name, and OSError where the file cannot be written.
     """
     kind = _kind(path)
-    chosen = [r for r in store.all() if not (r.failed or r.stale) and profile in (None, r.cell.profile)]
+    chosen = store.finished(profile)
     files = [store.path(record.cell, record.data["fingerprint"]) for record in chosen]
     names = {file: f"results/{file.relative_to(store.folder).as_posix()}" for file in files}
 

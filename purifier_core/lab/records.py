@@ -95,6 +95,10 @@ class Store:
             if record := self._read_or_warn(path):
                 yield record
 
+    def finished(self, profile: str | None = None) -> list[Record]:
+        """The finished records of today's code, of all profiles or one."""
+        return [r for r in self.all() if not (r.failed or r.stale) and profile in (None, r.cell.profile)]
+
     def save(self, record: Record) -> Path:
         """Write a record atomically; a finished one replaces the cell's failed one."""
         path = self.path(record.cell, record.data.get("fingerprint", ""), record.failed)

@@ -100,8 +100,7 @@ COLUMNS = {
 
 def rows(store: Store, profile: str | None = None) -> list[dict[str, Any]]:
     """The finished records of today's code, of all profiles or one, as dictionaries in the order of their cells."""
-    chosen = [r for r in store.all() if not (r.failed or r.stale) and profile in (None, r.cell.profile)]
-    return [{name: column.value(record) for name, column in COLUMNS.items()} for record in chosen]
+    return [{name: column.value(record) for name, column in COLUMNS.items()} for record in store.finished(profile)]
 
 
 def export(store: Store, path: Path, profile: str | None = None) -> int:

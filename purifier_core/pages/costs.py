@@ -140,7 +140,7 @@ def growth(store: Store | None = None) -> pd.DataFrame:
 
 def whole(store: Store | None = None) -> list[str]:
     """The cost of one seed of the supplement, and of everything, at each profile with records."""
-    every = [r for r in (store or Store()).all() if not (r.failed or r.stale)]
+    every = (store or Store()).finished()
     lines = []
     for profile in PROFILES:
         for name, kinds in (("the supplement", SUPPLEMENT), ("everything in this book", EXPERIMENTS.values())):
@@ -153,10 +153,9 @@ def whole(store: Store | None = None) -> list[str]:
 
 def memory(store: Store | None = None) -> list[str]:
     """The most memory that a process held at each profile, of the records that measured it."""
-    every = [r for r in (store or Store()).all() if not (r.failed or r.stale)]
     lines = []
     for profile in PROFILES:
-        records = [r for r in every if r.cell.profile == profile]
+        records = (store or Store()).finished(profile)
         peaks = [r.provenance["peak_mib"] for r in records if r.provenance.get("peak_mib")]
         if peaks and profile != "quick":
             lines.append(

@@ -124,7 +124,7 @@ def seconds(record: Record) -> float:
 def one_seed(profile: str, store: Store | None = None) -> str:
     """A sentence on what one seed of everything costs at a profile: seed 0, each shared cell counted once."""
     cells = {c for kind in EXPERIMENTS.values() for c in kind(profile=profile, seeds=0).full_grid().cells(profile)}
-    records = [r for r in (store or Store()).all() if r.cell in cells and not (r.failed or r.stale)]
+    records = [r for r in (store or Store()).finished(profile) if r.cell in cells]
     hours = sum(map(seconds, records)) / 3600
     others = len(cells) - len(records)
     gaps = f" The {others} others have no record of seed 0; another seed may have one." if others else ""
@@ -136,7 +136,7 @@ def one_seed(profile: str, store: Store | None = None) -> str:
 
 def origins(store: Store | None = None) -> pd.DataFrame:
     """What the current records are made of: how many name each data copy, device, version and commit."""
-    records = [r for r in (store or Store()).all() if not (r.failed or r.stale) and r.cell.profile != "quick"]
+    records = [r for r in (store or Store()).finished() if r.cell.profile != "quick"]
     counts = Counter(
         (heading, str(value))
         for r in records
@@ -156,7 +156,7 @@ def origins(store: Store | None = None) -> pd.DataFrame:
 
 def copies(store: Store | None = None) -> str:
     """A sentence for each data copy of the records: whether it is whole, and what of it is missing."""
-    records = [r for r in (store or Store()).all() if not (r.failed or r.stale) and r.cell.profile != "quick"]
+    records = [r for r in (store or Store()).finished() if r.cell.profile != "quick"]
     lines = []
     for dataset, copy in dict.fromkeys((r.cell.dataset, r.data["copy"]) for r in records):
         counted = re.match(r"\S+, ([\d,]+) \+ ([\d,]+) images", copy)

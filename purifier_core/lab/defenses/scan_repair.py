@@ -6,7 +6,7 @@ from typing import Any
 from purifier_core.lab.defenses import Defended, Given
 from purifier_core.maximal import maximal_margins
 from purifier_core.repairing import Repaired, repair
-from purifier_core.scanning import Candidate, Findings, scan
+from purifier_core.scanning import Findings, scan
 from purifier_core.training import Effort
 
 
@@ -37,16 +37,11 @@ def _repaired(given: Given, findings: Findings, anyway: bool = False) -> Defende
         "verdict": findings.verdict,
         "reason": findings.reason,
         "p": findings.p,
-        "suspects": [_entry(candidate) for candidate in findings.suspects],
-        "candidates": [_entry(candidate) for candidate in findings.candidates],
+        "suspects": [candidate.as_dict() for candidate in findings.suspects],
+        "candidates": [candidate.as_dict() for candidate in findings.candidates],
         "scan_seconds": round(findings.seconds, 2),
     }
     if not isinstance(model, Repaired):
         return Defended(model, Effort(seconds=findings.seconds), notes)
     notes |= {"quantile": model.quantile, "changed": model.changed, "sites": list(model.sites)}
     return Defended(model, model.effort, notes)
-
-
-def _entry(candidate: Candidate) -> dict[str, Any]:
-    """A candidate for a record, without its stamp."""
-    return {name: value for name, value in vars(candidate).items() if name != "stamp"}

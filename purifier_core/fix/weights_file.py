@@ -60,7 +60,7 @@ def states(content: Mapping[str, Any], path: Path, key: str | None = None) -> di
     """
     if key is not None:
         if not _is_state(content.get(key)):
-            raise ConfigError(f"{path} has no weights under {key!r}; it has {_some(list(map(str, content)))}.")
+            raise ConfigError(f"{path} has no weights under {key!r}; it has {some(list(map(str, content)))}.")
         return {key: dict(content[key])}
     sets = {name: dict(content[name]) for name in (*KEYS, *AVERAGED) if _is_state(content.get(name))}
     if _is_state(content):
@@ -82,7 +82,7 @@ def check_sizes(state: State, path: Path) -> None:
 def check_values(state: State, path: Path) -> None:
     """Raise ConfigError for values that are no finite numbers."""
     if broken := [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]:
-        raise ConfigError(f"{path} holds values that are no finite numbers, in {_some(broken)}.")
+        raise ConfigError(f"{path} holds values that are no finite numbers, in {some(broken)}.")
 
 
 def _is_state(content: Any) -> bool:
@@ -148,6 +148,7 @@ def _harmless() -> list[Any]:
     return [argparse.Namespace, scalar, array, *olds, np.ndarray, np.dtype, *kinds, *paths]
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

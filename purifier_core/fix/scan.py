@@ -74,9 +74,9 @@ def _write(findings: Findings, names: dict[int, str], path: Path | None, picture
         content = {"schema": SCHEMA, "status": status(findings)} | content
         content["candidates"] = outcome.candidates(findings, names)
         write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
-    for candidate in findings.candidates if pictures is not None else ():
-        assert pictures is not None
-        write_atomically(pictures / f"{candidate.family}.png", partial(_draw, picture(candidate.stamp)))
+    if pictures is not None:
+        for candidate in findings.candidates:
+            write_atomically(pictures / f"{candidate.family}.png", partial(_draw, picture(candidate.stamp)))
 
 
 def _draw(pixels: torch.Tensor, path: Path) -> None:
