@@ -285,7 +285,7 @@ class Work:
         """Where a network is cached; `start` is the digest of the network that its training began with, or empty."""
         kind = "" if cell.defense == "none" else f"-{cell.defense}{cell.clean_size}"
         name = f"{cell.dataset}-{cell.network}-{cell.attack}-{cell.poison_ratio:g}{kind}-s{cell.seed}-{cell.profile}"
-        ending = f"{cell.key()}-{self.split.fingerprint}{'-' * bool(start)}{start}"
+        ending = "-".join(part for part in (cell.key(), self.split.fingerprint, start) if part)
         return self.store.models / f"{name}-{ending}.pt"
 
     def blank(self, cell: Cell) -> nn.Module:

@@ -12,6 +12,7 @@ from purifier_core.lab.experiments.grids import Column, module
 from purifier_core.lab.methods import DATASETS, title
 from purifier_core.lab.records import published
 from purifier_core.lab.results import Results
+from purifier_core.pages.efficiency import PRINTED, per_epoch
 from purifier_core.pages.seeds import Decision, Judgement, all_of, by_run, by_start, decide, for_each_start
 from purifier_core.recipes import GRANULARITIES, INITS
 
@@ -27,7 +28,7 @@ Bars = Mapping[Column, float]
 def stated(dataset: str, columns: list[Column]) -> dict[Column, float]:
     """The published bars of a dataset. A module has one published bar, which stands under each of its starts."""
     table = published("figure13")
-    bars = table[table.dataset == title(dataset).replace("-", "")].set_index("method").one_minus_asr_per_epoch_percent
+    bars = table[table.dataset == PRINTED[dataset]].set_index("method").one_minus_asr_per_epoch_percent
     return {column: float(bars[column.name]) for column in columns}
 
 
@@ -43,7 +44,7 @@ def ours(results: Results, dataset: str, columns: list[Column]) -> dict[Hashable
     for key, run in by_run(results).items():
         records = {column: run[dataset, column] for column in columns if (dataset, column) in run}
         if len(records) == len(columns):
-            bars[key] = {c: 100 * (1 - (r.asr or 0.0)) / r.effort["epochs"] for c, r in records.items()}
+            bars[key] = {c: per_epoch(r.asr or 0.0, r.effort["epochs"]) for c, r in records.items()}
     return bars
 
 

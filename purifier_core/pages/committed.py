@@ -13,12 +13,9 @@ from purifier_core.lab.profiles import PROFILES
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import Results, enough_first, number, recorded
 from purifier_core.pages.report import METRICS, estimates, paper_values, row_label, styled
-from purifier_core.pages.statistics import Estimate, measured, runs
+from purifier_core.pages.statistics import NEAR, Estimate, measured, runs
 
 LARGEST_FIRST = tuple(reversed(PROFILES))
-
-NEAR = 2.0
-"""Percentage points within which ACC and ASR have to lie to be near the published ones."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,10 @@ from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages.defenses import COST, REMOVED, removals
 from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.settings import MAIN, SIZE, BySeed, Setting, Settings, attack_name, grouped, name, place_name
-from purifier_core.pages.statistics import DECIDES, TAKEN, Estimate, estimate, measured
+from purifier_core.pages.statistics import DECIDES, NEAR, TAKEN, Estimate, estimate, measured
 from purifier_core.pages.width import STARTS, in_words
 from purifier_core.recipes import GRANULARITIES, INITS
 
-NEAR = 2.0
-"""How many points from a published ACC and ASR count as near."""
 AGREES = 0.95
 """A network counts as repeating its first head from this agreement up. The threshold is ours."""
 APART = 50.0

@@ -21,9 +21,7 @@ from purifier_core.lab.records import Record, Store, current
 from purifier_core.lab.results import Results, look_up, number
 from purifier_core.pages import anomaly, bars
 from purifier_core.pages.seeds import Decision, Run, ask, numbers_by_run, published_run
-from purifier_core.pages.statistics import TAKEN, estimate, took
-
-NEAR = 2.0
+from purifier_core.pages.statistics import NEAR, TAKEN, estimate, took
 
 RULES = f"""\
 - A rule is put to each seed by itself. "How numbers are labelled", below, says what decides it.

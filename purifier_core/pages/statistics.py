@@ -11,6 +11,9 @@ from typing import TypeVar
 from purifier_core.lab.records import Record
 from purifier_core.lab.results import DECIDES, TAKEN
 
+NEAR = 2.0
+"""How many points from a published ACC and ASR count as near."""
+
 Answer = TypeVar("Answer")
 
 
