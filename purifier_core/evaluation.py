@@ -87,7 +87,7 @@ def classes(outputs: torch.Tensor) -> torch.Tensor:
     """The predicted classes (N,) behind outputs (N, K); raises DivergedError as `predict` does."""
     if not outputs.isfinite().all():
         raise DivergedError(
-            "the network's outputs are not finite numbers; if it was trained here, lower the learning rate."
+            "the network's outputs are not finite numbers; if it was trained here, try a smaller learning rate."
         )
     return outputs.argmax(1)
 
