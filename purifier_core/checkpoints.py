@@ -19,7 +19,7 @@ import torch
 from purifier_core.files import ROOM, save_tensors, write_atomically
 
 PAUSE = 10.0
-"""The least number of seconds between two states on disk. A kill loses as much, or an epoch if that is longer."""
+"""The least number of seconds between two states on disk. A kill loses at most this, or one epoch if that is longer."""
 
 
 class Carried(Protocol):

@@ -143,12 +143,12 @@ def scan(
             p = p_value(score, round(rate * count), count, how) if family == "patch" else p_value(score, how=how)
             by_class[family] = dict(zip(stamps.targets, reached.tolist(), strict=True))
             candidates.append(Candidate(family, target, score, p, rate, float(reached[first]), stamps[first]))
-    told = SUSPECTED if any(candidate.stands_out(how) for candidate in candidates) else NOTHING
+    suspected = any(candidate.stands_out(how) for candidate in candidates)
     reason = _unclear(len(images), classes, right)
-    if not reason and told == NOTHING:
+    if not reason and not suspected:
         reason = _doubt(candidates, how)
     return Findings(
-        UNCLEAR if reason else told,
+        UNCLEAR if reason else SUSPECTED if suspected else NOTHING,
         tuple(candidates),
         by_class,
         natural,

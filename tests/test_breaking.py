@@ -9,6 +9,7 @@ from made import record
 from torch import nn
 from torch.nn import functional as F
 
+from purifier_core import cli
 from purifier_core.evaluation import accuracy
 from purifier_core.lab.attacks import badnets
 from purifier_core.lab.breaking import REPOISONING, moved, perturbation, repoisoned
@@ -131,3 +132,9 @@ def test_the_page_names_what_passes_first(tmp_path):
     assert set(table.index.get_level_values(0)) == {"MNIST, BadNets (four corners)", "MNIST, BadNets, knows the scan"}
     line = table.loc[("MNIST, BadNets (four corners)", "8/255 alone")]
     assert line.tolist() == ["5.0 (5.0 to 5.0)", "10.0 (10.0 to 10.0)"]
+
+
+def test_it_has_no_figure_to_write():
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["show", "breaking", "--figure", "x.png"])
+    assert ended.value.code == 2

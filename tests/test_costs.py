@@ -1,6 +1,7 @@
 """The benchmark: both sides train the same thing; and the page that shows what everything costs."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from purifier_core.files import ROOT
 from purifier_core.lab import data
 from purifier_core.lab.cells import Cell
 from purifier_core.lab.experiments.supplement import Table3
+from purifier_core.lab.methods import METHODS, OURS, Method
 from purifier_core.lab.records import Store
 from purifier_core.pages import costs
 from purifier_core.recipes import Recipe
@@ -75,6 +77,23 @@ def test_operations_are_those_of_the_layers():
     found = speed.flops("resnet18", 1.0)
     assert found["forward"] == pytest.approx(1.11e9, rel=0.01)  # 0.56 billion multiply-adds, the known figure
     assert 2.9 < found["training"] / found["forward"] <= 3
+
+
+@pytest.mark.parametrize(("defense", "kind"), [("bound_cube", "forward"), ("cube", "training"), ("reset", "training")])
+def test_a_bound_has_no_backward_pass(defense, kind, monkeypatch):
+    """Also not counted as a bound: a method of ours that trains."""
+    monkeypatch.setitem(METHODS, "reset", Method("Reset", OURS))
+    counted = next(iter(costs.benchmarks().values()))["flops"]["vgg16"]["1/8"]
+    cell = Cell("mnist", "vgg16", "badnets", 0.1, defense, 3000, 0, "small")
+    assert costs.operations(cell, 3000) == 3000 * counted[kind] / 1e12
+
+
+def test_memory_names_the_records_that_measured_it(tmp_path):
+    store = Store(tmp_path)
+    for seed, more in enumerate(({"peak_mib": 1024.0}, {"peak_mib": 2048.0}, {})):
+        one = record(Cell("mnist", "vgg16", "badnets", 0.1, "finetuning", 3000, seed, "small"), 0.9, 0.1)
+        store.save(replace(one, provenance=one.provenance | more))
+    assert costs.memory(store) == ["Memory at small: at most 2.0 GiB in a process, measured in 2 of 3 records."]
 
 
 def test_costs_are_means_over_seeds_at_3000_images(tmp_path):

@@ -74,6 +74,15 @@ def test_provenance_tells_changed_code_and_not_a_changed_record(tmp_path, monkey
     assert provenance("cpu")["dirty"] is True
 
 
+def test_a_package_in_a_repository_of_another_project_has_no_commit(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *author, "commit", "-qm", "theirs", "--allow-empty"], cwd=tmp_path, check=True)
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr("purifier_core.files.ROOT", tmp_path / "site-packages")
+    assert provenance("cpu")["commit"] is None
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     def half(part):
         part.write_text("half")

@@ -57,6 +57,17 @@ def birds(tmp_path_factory) -> Path:
     return folder
 
 
+def test_too_few_images_are_told_before_any_is_read(birds, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(birds)
+    for number in range(3):
+        (tmp_path / "few" / f"bird {number}").mkdir(parents=True)
+        for one in range(4):
+            (tmp_path / "few" / f"bird {number}" / f"{one}.png").write_bytes(b"not read")
+    read = ["--weights", "w.safetensors", "--images", str(tmp_path / "few"), "--size", "24"]
+    assert cli.main(["scan", "--model", "birds_net:make", *read]) == 2
+    assert "few holds 12 images; a scan needs at least 20." in capsys.readouterr().err
+
+
 def test_it_names_the_class_and_shows_the_trigger(birds, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(birds)
     where = ["--model", "birds_net.py:make", "--weights", "w.safetensors", "--images", "clean", "--size", "24"]

@@ -119,6 +119,12 @@ def test_steps_end_the_training_early(blobs):
     assert effort.epochs == pytest.approx(7 / 3)
 
 
+def test_steps_are_counted_where_a_last_image_joins_a_batch(blobs):
+    images, labels = (part[:65] for part in blobs)
+    effort = fit(linear(), images, labels, Recipe(0, 0.1, batch_size=64), seed=0, steps=10)
+    assert effort.images == 10 * 65
+
+
 def test_a_loss_that_is_no_number_is_an_error(blobs):
     with pytest.raises(DivergedError, match="smaller learning rate"):
         fit(linear(), *blobs, Recipe(50, 1e30), seed=0)

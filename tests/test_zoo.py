@@ -155,6 +155,18 @@ def outcome(scan: str, target: int, **rates: tuple[float, float]) -> dict:
     return told | {"target": {"index": 5} if "ASR" in rates else None, "status": 1, "cpu_seconds": 61.2}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["mnist-badnets", "--out", "here", "--pack"], "leave --pack and --page out"),
+        (["mnist-badnets", "--seed", "3"], "--seed goes with --pack and a network's name"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(options, message, capsys):
+    assert cli.main(["zoo", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_page_counts_what_fails_by_name():
     suspected, nothing = "backdoor suspected", "nothing stands out"
     every = {

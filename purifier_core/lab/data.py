@@ -185,21 +185,18 @@ def _pixels(table: Any) -> tuple[np.ndarray, str]:
 
 
 def _from_torchvision(name: str) -> tuple[np.ndarray, ...]:
-    if name not in ("mnist", "cifar10", "gtsrb"):
-        raise DataError(f"{name}: set PURIFIER_DATA to a folder that holds it; there is no download of it.")
     try:
         from torchvision import datasets
     except ImportError as problem:
         raise DataError(_ways_out(name, f"{problem}: pip install torchvision")) from problem
+    kinds: dict[str, Any] = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10, "gtsrb": datasets.GTSRB}
+    if name not in kinds:
+        raise DataError(f"{name}: set PURIFIER_DATA to a folder that holds it; there is no download of it.")
     arrays: list[np.ndarray] = []
     try:
         for train in (True, False):
-            source: Any
-            if name == "gtsrb":
-                source = datasets.GTSRB(str(DATA / name), split="train" if train else "test", download=True)
-            else:
-                kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
-                source = kind(str(DATA / name), train=train, download=True)
+            part = {"split": "train" if train else "test"} if name == "gtsrb" else {"train": train}
+            source = kinds[name](str(DATA / name), download=True, **part)
             pairs = (source[i] for i in range(len(source)))
             images, labels = zip(*((to_uint8(image), label) for image, label in pairs), strict=True)
             arrays += [np.stack(images), np.asarray(labels, dtype=np.int64)]

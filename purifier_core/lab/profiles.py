@@ -186,7 +186,8 @@ PROFILES = {
         # two, 84.1 / 100.0 (89), 4.8 GiB. Both bars are missed: six epochs are too few for them.
         Profile(
             "wide",
-            "a night on a CPU: the paper's networks, in bf16 if the CPU has it; undefended, ABL, ANP shorter",
+            "a night on a CPU: the paper's networks, in bf16 if the CPU has it; shorter schedules for ABL, ANP and the "
+            "undefended network",
             "full",
             1.0,
             backdoor=Recipe(6, 0.1, batch_size=128, weight_decay=5e-4, cycle=True),

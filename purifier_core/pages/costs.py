@@ -16,8 +16,8 @@ from purifier_core.lab.experiments import EXPERIMENTS
 from purifier_core.lab.experiments.comparison import Defenses
 from purifier_core.lab.experiments.grids import Column
 from purifier_core.lab.experiments.supplement import SUPPLEMENT, Table3
-from purifier_core.lab.methods import ours
-from purifier_core.lab.profiles import PROFILES
+from purifier_core.lab.methods import METHODS, OURS
+from purifier_core.lab.profiles import PROFILES, SIZES
 from purifier_core.lab.records import Record, Store
 from purifier_core.lab.results import look_up
 from purifier_core.pages.overview import seconds
@@ -84,7 +84,8 @@ def whole_runs() -> list[str]:
 def operations(cell: Cell, images: float) -> float:
     """Floating-point operations on a number of images, in units of 10^12: forward and backward, and of a bound forward
     alone. nan if no benchmark has counted the network."""
-    kind = "forward" if cell.defense in ours() else "training"
+    method = METHODS[cell.defense]
+    kind = "forward" if method.group == OURS and not method.trains else "training"
     for benchmark in benchmarks().values():
         if counted := benchmark["flops"][cell.network].get(_WIDTHS.get(cell.width, "")):
             return images * counted[kind] / 1e12
@@ -154,13 +155,12 @@ def whole(store: Store | None = None) -> list[str]:
 def memory(store: Store | None = None) -> list[str]:
     """The most memory that a process held at each profile, of the records that measured it."""
     lines = []
-    for profile in PROFILES:
+    for profile in reversed(SIZES):
         records = (store or Store()).finished(profile)
-        peaks = [r.provenance["peak_mib"] for r in records if r.provenance.get("peak_mib")]
-        if peaks and profile != "quick":
+        if peaks := [r.provenance["peak_mib"] for r in records if r.provenance.get("peak_mib")]:
             lines.append(
-                f"Memory at {profile}: at most {max(peaks) / 1024:.1f} GiB in a process, of the {len(peaks):,} of "
-                f"{len(records):,} records that measured it."
+                f"Memory at {profile}: at most {max(peaks) / 1024:.1f} GiB in a process, measured in {len(peaks):,} of "
+                f"{len(records):,} records."
             )
     return lines
 

@@ -14,7 +14,7 @@ from purifier_core.lab.records import Record, Store, published
 from purifier_core.pages.defenses import COST, REMOVED, removals
 from purifier_core.pages.seeds import Decision, decide
 from purifier_core.pages.settings import MAIN, SIZE, BySeed, Setting, Settings, attack_name, grouped, name, place_name
-from purifier_core.pages.statistics import DECIDES, NEAR, TAKEN, Estimate, estimate, measured
+from purifier_core.pages.statistics import DECIDES, NEAR, TAKEN, Estimate, estimate, measured, named
 from purifier_core.pages.width import STARTS, in_words
 from purifier_core.recipes import GRANULARITIES, INITS
 
@@ -75,12 +75,6 @@ def _listed(places: Iterable[Place]) -> str:
     return ", ".join(several + runs)
 
 
-def _and(names: Iterable[str]) -> str:
-    """Names as a list in a sentence."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 def _text(number: Estimate) -> str:
     """Mean and range; that number once, if every seed rounds to the same."""
     same = number.n > 1 and f"{number.low:.1f}" == f"{number.high:.1f}"
@@ -116,10 +110,10 @@ def keeps_the_backdoor(settings: Settings) -> Finding | None:
         if (r := settings.records(s, module(g, "full")))
     ]
     kept, lowered = ([place_name(s) for s, answer in badnets.items() if answer is a] for a in (True, False))
-    but = f"; on {_and(lowered)} it lowers the ASR" if lowered else ""
+    but = f"; on {named(lowered)} it lowers the ASR" if lowered else ""
     return Finding(
         "Started from the backdoored network, as the paper describes, Purifier's feature-wise module leaves BadNets in "
-        f"place on {_and(kept)}{but}.",
+        f"place on {named(kept)}{but}.",
         f"{place_name(MAIN)}, {SIZE:,} clean images: the feature-wise module leaves an ASR of {_text(_asr(main))}; "
         f"published: {_published('Feature')[1]:.2f}. In place means at least {100 * TAKEN:g}.",
         stays(main),
@@ -205,7 +199,7 @@ def repeats_its_head(settings: Settings) -> Finding | None:
         decisions = {label: repeats(records) for label, records in by_label.items()}
         others = [label for label, decision in decisions.items() if not decision.answer]
         if len(others) < len(by_label) == len(columns):
-            most = f"every module from both starts{f', but for {_and(others)}' if others else ''}"
+            most = f"every module from both starts{f', but for {named(others)}' if others else ''}"
             places.append(Place(place_name(setting), most, Decision(True, min(d.n for d in decisions.values()))))
         places += [Place(place_name(setting), label, decisions[label], agreement(by_label[label])) for label in others]
     return Finding(
@@ -267,7 +261,7 @@ def none_removes_all(settings: Settings) -> Finding | None:
         "No defense here removes every backdoor.",
         f"To remove means: an ASR of at most {REMOVED:g}, and an ACC at most {COST:g} points lower. "
         f"{best.name} removes most: {len(removed[best])} of the {len(removed[best]) + len(left[best])} that "
-        f"the seeds decide. It does not remove {_and(name(row) for row in left[best])}.",
+        f"the seeds decide. It does not remove {named(name(row) for row in left[best])}.",
         Decision(True, min(every[c][rows[0]].n for c, rows in left.items())),
         tuple(places),
     )

@@ -23,8 +23,8 @@ def chosen_on() -> str:
     null = _scan("null")
     return (
         f"{chosen(_scan('choice'))} The scan's p-values rest on clean networks outside this grid, all of "
-        f"{_fitted_to(null)}: the leads of {null['fitted_to']}, the patches of {null['patches_fitted_to']}. In clean "
-        f"networks of other datasets too few stamps work to fit anything to. It suspected {_alarms(null)}. Patches are "
+        f"{_fitted_to(null)}: the leads of {null['fitted_to']}, the patches of {null['patches_fitted_to']}. On clean "
+        f"networks of other datasets too few stamps work to fit anything. It suspected {_alarms(null)}. Patches are "
         "judged apart since the leads had missed MNIST's BadNets (seed 7) and Trojan (seed 1), so these two are no "
         f"test of that. Set last: {100 * UNLEARNING.training_mode:.0f} % of the stamped images are unlearned in "
         "BatchNorm's training mode too. Without it finetuning had brought the triggers of CIFAR-10's and MNIST's Blend "

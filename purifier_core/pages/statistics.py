@@ -101,6 +101,12 @@ def runs(n: int) -> str:
     return "one run" if n == 1 else f"{n} seeds"
 
 
+def named(names: Iterable[str]) -> str:
+    """Names as a list in a sentence."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def without_threshold(record: Record) -> bool:
     """Whether ANP found no admissible threshold: its record then holds the untouched network, and no result of ANP."""
     return record.cell.defense == "anp" and record.diagnostics.get("tau", 0) is None

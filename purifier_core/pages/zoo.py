@@ -8,7 +8,7 @@ import pandas as pd
 from purifier_core.files import ROOT
 from purifier_core.pages.defenses import COST
 from purifier_core.pages.scan_settings import tuned_on
-from purifier_core.pages.statistics import TAKEN
+from purifier_core.pages.statistics import TAKEN, named
 from purifier_core.recipes import NOTHING, SUSPECTED
 
 PATH = ROOT / "data" / "zoo" / "commands.json"
@@ -41,17 +41,18 @@ def reading(outcomes: dict[str, Outcome] | None = None) -> list[str]:
     alarms = [name for name, outcome in clean.items() if outcome["scan"] != NOTHING]
     sizes = [outcome["images"] for outcome in outcomes.values()]
     held_out, triggered = (max(size.get(part, 0) for size in sizes) for part in ("held_out", "triggered"))
+    tuned = [name for name in took if _tuned_on(name)]
+    fair = [f"On {named(tuned)} a setting of the scan or the repair was chosen: they flatter both."] if tuned else []
     lines = [
         f"ACC is of {held_out} clean images that were held out, ASR and RA of {triggered} triggered ones.",
         f"Of {len(took)} networks with a backdoor that took, the scan names the attacker's class in "
         f"{len(took) - len(missed)}{_but(missed)}.",
-        _fair(list(took)),
+        *fair,
         f"After the repair the ASR is at most {100 * GONE:.0f} % in {len(took) - len(stayed)} of them{_but(stayed)}.",
         f"Of {len(clean)} clean networks nothing stands out in {len(clean) - len(alarms)}{_but(alarms)}.",
     ]
     missing = [path.parent.name for path in sorted(PATH.parent.glob("*/card.json")) if path.parent.name not in outcomes]
     lines += [f"The attack itself did not take in {', '.join(weak)}."] if weak else []
-    lines = [line for line in lines if line]
     return lines + ([f"Not tried yet: {', '.join(missing)}."] if missing else [])
 
 
@@ -72,7 +73,7 @@ def advice(outcomes: dict[str, Outcome] | None = None) -> str:
         if len(others) < len(took)
         else ""
     )
-    rest = f"{_and(passing)} {'pass' if len(passing) > 1 else 'passes'}" if passing else "none passes"
+    rest = f"{named(passing)} {'pass' if len(passing) > 1 else 'passes'}" if passing else "none passes"
     return (
         "**To repair a network of your own** take Scan-repair, `purifier fix --method scan-repair`, for a trigger that "
         f"is the same on every image. With {method} clean images, and {held_out} held out, it leaves an ASR of at most "
@@ -91,11 +92,6 @@ def _tuned_on(name: str) -> bool:
     path = PATH.parent / name / "card.json"
     cell = json.loads(path.read_text())["cell"] if path.exists() else {}
     return (cell.get("dataset"), cell.get("attack"), cell.get("seed")) in tuned_on()
-
-
-def _fair(took: list[str]) -> str:
-    tuned = [name for name in took if _tuned_on(name)]
-    return f"On {_and(tuned)} a setting of the scan or the repair was chosen: they flatter both." if tuned else ""
 
 
 def _passing(took: dict[str, Outcome]) -> list[str]:
@@ -136,10 +132,6 @@ def _asr(outcome: Outcome, when: str) -> float:
 
 def _percent(rate: Outcome) -> str:
     return f"{100 * rate['share']:.1f}"
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _but(names: list[str]) -> str:
